@@ -1,0 +1,56 @@
+"""Where slow results are kept between runs, and how: under a key of everything they depend on, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from exactq.errors import UsageError
+
+
+def folder() -> Path:
+    """The cache folder, made if need be: `EXACTQ_CACHE`, else `exactq` in `XDG_CACHE_HOME` or in `~/.cache`.
+
+    Raises `UsageError` where it can neither be made nor written to.
+    """
+    chosen = os.environ.get("EXACTQ_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    path = Path(chosen) if chosen else (Path(base) if base else Path.home() / ".cache") / "exactq"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"the cache folder {path} cannot be made ({e.strerror}): set EXACTQ_CACHE to one that can") from e
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"the cache folder {path} cannot be written to: set EXACTQ_CACHE to one that can")
+    return path
+
+
+def key(*parts: str | int | bytes) -> str:
+    """The 16 hex digits that stand for `parts`; each part's kind and length counts, so no two lists share their text.
+
+    >>> key("ab", "c") == key("a", "bc"), key(1) == key("1")
+    (False, False)
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(f"{type(part).__name__}:{len(data)}:".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make the file `path` by `fill(temporary)` and a rename: a reader sees the old file or the whole new one.
+
+    The temporary file stands beside `path` under a name of its own and is gone afterwards, whatever `fill` raises.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        fill(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

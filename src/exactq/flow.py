@@ -1,0 +1,116 @@
+"""The Python door: the stages in a row, on one page.
+
+capture -> optimize -> plan -> calibrate -> apply -> emit -> verify
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from exactq.calibration.collect import calibrate
+from exactq.errors import UsageError
+from exactq.graphs.graph import Graph
+from exactq.optimization.patterns import find_patterns
+from exactq.optimization.pipeline import optimize
+from exactq.plans import document
+from exactq.plans.build import build
+from exactq.plans.plan import Plan
+from exactq.plans.recipes import Recipe, recipe_named
+from exactq.quantization.apply import apply, plan_fits
+from exactq.quantized import Quantized, load
+from exactq.sources.capture import capture
+from exactq.targets import target_named
+from exactq.verification import Verdict
+from exactq.verification import verify as verify_quantized
+
+Batches = Iterable[Sequence[Tensor]]
+Counted = Callable[[int], None]
+
+__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "verify"]
+
+
+def prepare(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
+    """The model as a graph of simple float operators: captured, normalisation folded, identities removed."""
+    return optimize(capture(model, example_inputs)).graph
+
+
+def plan(
+    model: nn.Module, example_inputs: Sequence[Tensor], *, target: str = "onnxruntime", recipe: str | Recipe = "w8a8"
+) -> Plan:
+    """On which grid every value of `model` will live on `target`, and why; nothing is computed yet."""
+    return plan_graph(prepare(model, example_inputs), target=target, recipe=recipe)
+
+
+def plan_graph(graph: Graph, *, target: str = "onnxruntime", recipe: str | Recipe = "w8a8") -> Plan:
+    """The plan for a graph that `prepare` made."""
+    chosen, isa = target_named(target)
+    wishes = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    return build(graph, chosen.ability(isa), wishes, find_patterns(graph))
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    calibration: Batches,
+    target: str = "onnxruntime",
+    recipe: str | Recipe = "w8a8",
+    plan: Plan | str | Path | None = None,
+    progress: Counted | None = None,
+) -> Quantized:
+    """`model` on the grids of a plan whose ranges come from `calibration`: batches of inputs, each a tensor or a tuple.
+
+    The plan is made from `recipe` for `target` (`name` or `name@isa`), or given, as a `Plan` or as the path of its YAML file.
+    """
+    return quantize_graph(
+        prepare(model, example_inputs), calibration=calibration, target=target, recipe=recipe, plan=plan, progress=progress
+    )
+
+
+def quantize_graph(
+    graph: Graph,
+    *,
+    calibration: Batches,
+    target: str = "onnxruntime",
+    recipe: str | Recipe = "w8a8",
+    plan: Plan | str | Path | None = None,
+    progress: Counted | None = None,
+) -> Quantized:
+    """As `quantize`, for a graph that `prepare` made."""
+    chosen = given_plan(plan) if plan is not None else plan_graph(graph, target=target, recipe=recipe)
+    plan_fits(graph, chosen)
+    states = calibrate(graph, chosen, map(as_tuple, calibration), progress)
+    applied = apply(graph, chosen, states)
+    return Quantized(graph, applied.graph, chosen, applied.notes)
+
+
+def given_plan(plan: Plan | str | Path) -> Plan:
+    """A plan as it is, or read from its YAML file; raises `UsageError` where that cannot be read."""
+    if isinstance(plan, Plan):
+        return plan
+    try:
+        text = Path(plan).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the plan {plan} cannot be read: {error}") from error
+    return document.from_yaml(text, str(plan))
+
+
+def as_tuple(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A batch as the tuple of the model's inputs."""
+    return (batch,) if isinstance(batch, Tensor) else tuple(batch)
+
+
+def export(quantized: Quantized, path: str | Path) -> Path:
+    """Write the target's own file and return its path."""
+    return quantized.export(path)
+
+
+def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int = 64) -> Verdict:
+    """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+
+

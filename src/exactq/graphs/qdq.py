@@ -1,0 +1,101 @@
+"""Quantize and dequantize nodes in a graph: PyTorch's standard operators (`quantized_decomposed`), written and read.
+
+The codes of the value `relu` are called `relu/codes`, what they decode to is `relu/real`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.ao.quantization.fx import _decomposed as _registers_the_operators  # noqa: F401
+
+from exactq.graphs.graph import Edit, Graph, constant
+from exactq.numerics.formats import Format, Grid
+
+CODES, REAL = "/codes", "/real"
+
+_ops: Any = torch.ops.quantized_decomposed
+QUANTIZE = {_ops.quantize_per_tensor.default, _ops.quantize_per_channel.default}
+DEQUANTIZE = {_ops.dequantize_per_tensor.default, _ops.dequantize_per_channel.default}
+_PER_TENSOR = {_ops.quantize_per_tensor.default, _ops.dequantize_per_tensor.default}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizeNode:
+    """What a quantize or dequantize node says: what it reads, on which grid, along which axis (None: one scale)."""
+
+    source: fx.Node
+    grid: Grid
+    axis: int | None
+
+
+def quantize(edit: Edit, source: fx.Node, grid: Grid, name: str, axis: int | None = None) -> fx.Node:
+    """A node that encodes `source`, named `name/codes`, at the insertion point; with an axis, one scale per channel."""
+    return _write(edit, "quantize", source, grid, name, name + CODES, axis)
+
+
+def dequantize(edit: Edit, codes: fx.Node, grid: Grid, name: str, axis: int | None = None) -> fx.Node:
+    """A node that decodes `codes`, named `name/real`, at the insertion point."""
+    return _write(edit, "dequantize", codes, grid, name, name + REAL, axis)
+
+
+def _write(edit: Edit, verb: str, source: fx.Node, grid: Grid, base: str, name: str, axis: int | None) -> fx.Node:
+    fmt = grid.format
+    bounds = (fmt.lo, fmt.hi, fmt.dtype)
+    if axis is None:
+        op = getattr(_ops, f"{verb}_per_tensor").default
+        return edit.call(name, op, source, grid.scale.item(), int(grid.zero), *bounds)
+    op = getattr(_ops, f"{verb}_per_channel").default
+    scale = _shared(edit, f"{base}_scale", grid.scale.flatten())
+    zero = _shared(edit, f"{base}_zero", grid.zero.flatten().to(torch.int64))
+    return edit.call(name, op, source, scale, zero, axis, *bounds)
+
+
+def _shared(edit: Edit, name: str, value: Tensor) -> fx.Node:
+    """The constant of that name where it is there already with the same values, a new one otherwise."""
+    for node in edit:
+        if node.op == "get_attr" and edit.value(node) == name and torch.equal(edit.tensor(node), value):
+            return node
+    return edit.constant(name, value)
+
+
+def read_quantize(graph: Graph, node: fx.Node) -> QuantizeNode | None:
+    """What a quantize node says, or None for any other node."""
+    return _read(graph, node) if node.target in QUANTIZE else None
+
+
+def read_dequantize(graph: Graph, node: fx.Node) -> QuantizeNode | None:
+    """What a dequantize node says, or None for any other node."""
+    return _read(graph, node) if node.target in DEQUANTIZE else None
+
+
+def _read(graph: Graph, node: fx.Node) -> QuantizeNode:
+    args: Any = node.args
+    if node.target in _PER_TENSOR:
+        source, scale, zero, lo, hi, dtype = args
+        return QuantizeNode(source, Grid(_format(lo, hi, dtype), torch.tensor(scale, dtype=torch.float32), _int(zero)), None)
+    source, scales, zeros, axis, lo, hi, dtype = args
+    scale_values, zero_values = constant(graph.module, scales), constant(graph.module, zeros).to(torch.int32)
+    rank = constant(graph.module, source).ndim if source.op == "get_attr" else _rank(graph, source)
+    shape = [1] * rank
+    shape[axis] = -1
+    grid = Grid(_format(lo, hi, dtype), scale_values.to(torch.float32).reshape(shape), zero_values.reshape(shape))
+    return QuantizeNode(source, grid, axis)
+
+
+def _rank(graph: Graph, node: fx.Node) -> int:
+    while node.op != "get_attr":
+        node = node.args[0]  # type: ignore[assignment]
+    return constant(graph.module, node).ndim
+
+
+def _int(value: int) -> Tensor:
+    return torch.tensor(value, dtype=torch.int32)
+
+
+def _format(lo: int, hi: int, dtype: torch.dtype) -> Format:
+    bits = torch.iinfo(dtype).bits
+    return Format(bits, lo, hi)

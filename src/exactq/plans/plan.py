@@ -1,0 +1,156 @@
+"""A plan: for every value of a graph, on which grid it lives, and why. Frozen, printable, a YAML file one can edit.
+
+Slots are alternatives, each a type of its own; each carries its reason in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from exactq.errors import ModelError
+from exactq.numerics.formats import Format
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each index of `axis`."""
+
+    axis: int = 0
+
+
+Granularity = PerTensor | PerChannel
+
+
+@dataclass(frozen=True)
+class Own:
+    """Codes on a grid of the value's own, whose range `observer` finds."""
+
+    format: Format
+    observer: str
+    reason: str
+    per: Granularity = PerTensor()
+    symmetric: bool = False
+
+
+@dataclass(frozen=True)
+class Same:
+    """Codes on the grid of another value: the operator moves or selects codes and makes no new ones."""
+
+    of: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """Codes on the grid whose scale is the product of two others' and whose zero is 0: a bias, added to the accumulator."""
+
+    of: tuple[str, str]
+    format: Format
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Codes on a grid that is given: by an operator's definition, by a file, or by the user."""
+
+    format: Format
+    scale: float
+    zero: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """No codes: the value exists only in the accumulator of the kernel that makes `into`."""
+
+    into: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Float:
+    """Real numbers, and the reason why."""
+
+    reason: str
+
+
+Slot = Own | Same | Product | Fixed | Fused | Float
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One reader of a value: `user` reads `value` on a grid of its own."""
+
+    value: str
+    user: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A slot for every value and, where one reader needs another grid, for an edge.
+
+    `target` and `isa` say for which kernels it was made, `recipe` from which wishes.
+    """
+
+    target: str
+    isa: str
+    recipe: str
+    slots: Mapping[str, Slot]
+    edges: Mapping[Edge, Slot] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, slot in self.slots.items():
+            reads = (slot.of,) if isinstance(slot, Same) else slot.of if isinstance(slot, Product) else ()
+            reads += (slot.into,) if isinstance(slot, Fused) else ()
+            if missing := [r for r in reads if r not in self.slots]:
+                raise ModelError(f"the plan's line for `{name}` names {missing}, for which it has no line")
+        for edge in self.edges:
+            if edge.value not in self.slots or edge.user not in self.slots:
+                raise ModelError(f"the plan's edge {edge.value} -> {edge.user} names a value for which it has no line")
+        for name in self.slots:
+            self.source(name)
+
+    def source(self, name: str) -> str:
+        """The value whose grid `name` lives on: itself, or the end of its chain of `Same`; a circle is a `ModelError`."""
+        seen = [name]
+        while isinstance(slot := self.slots[seen[-1]], Same):
+            if slot.of in seen:
+                raise ModelError(f"the plan's lines for {' -> '.join([*seen, slot.of])} go in a circle")
+            seen.append(slot.of)
+        return seen[-1]
+
+    def quantized(self, name: str) -> bool:
+        """Whether the value exists as codes."""
+        return isinstance(self.slots[self.source(name)], Own | Fixed | Product)
+
+
+def summary(slot: Slot) -> tuple[str, str, str]:
+    """Format, granularity and observer of a slot, each a short text, for tables.
+
+    >>> from exactq.numerics.formats import INT8
+    >>> summary(Own(INT8.narrow, "minmax", "…", PerChannel(0)))
+    ('int8 -127..127', 'channel 0', 'minmax')
+    """
+    match slot:
+        case Own(fmt, observer, _, per):
+            return _range(fmt), "tensor" if isinstance(per, PerTensor) else f"channel {per.axis}", observer
+        case Same(of):
+            return "same", f"as {of}", ""
+        case Product((a, b), fmt):
+            return _range(fmt), f"{a} × {b}", ""
+        case Fixed(fmt, scale, zero):
+            return _range(fmt), f"scale {scale:g}, zero {zero}", "given"
+        case Fused(into):
+            return "accumulator", f"of {into}", ""
+        case Float():
+            return "float32", "", ""
+
+
+def _range(fmt: Format) -> str:
+    return fmt.name if fmt.bits == 32 else f"{fmt.name} {fmt.lo}..{fmt.hi}"

@@ -1,0 +1,78 @@
+"""What a target can do, as a value: for each operator, what it does to codes, and the source that says so.
+
+Targets fill these records with literals (`targets/<name>/rules.py`); the planner reads them and knows no runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from exactq.numerics.formats import Format
+
+Declines = Callable[[fx.Node], str | None]
+"""Why this very call cannot run in integers, or None where it can."""
+
+
+def never(node: fx.Node) -> str | None:
+    """The answer of an operator that always can."""
+    return None
+
+
+@dataclass(frozen=True)
+class Computes:
+    """Multiplies activation codes with weight codes into an int32 accumulator and requantizes it; `axis` is the weight's
+    output channel. `exempt` says for which weight shapes the kernel never saturates even where `Ability.saturates`."""
+
+    kernel: str
+    source: str
+    axis: int = 0
+    declines: Declines = never
+    exempt: Callable[[fx.Node, Sequence[int]], bool] = lambda node, weight_shape: False
+
+
+@dataclass(frozen=True)
+class Makes:
+    """Makes new codes, on a grid of the output's own, from the codes of every tensor it reads."""
+
+    kernel: str
+    source: str
+    declines: Declines = never
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Moves or selects codes: the output lives on the grid of the first input."""
+
+    kernel: str
+    source: str
+    declines: Declines = never
+
+
+@dataclass(frozen=True)
+class Activates:
+    """Bounds the value in front of it: free inside that value's kernel, where the output grid ends at the same bounds."""
+
+    kernel: str
+    source: str
+    declines: Declines = never
+
+
+Rule = Computes | Makes | Passes | Activates
+
+
+@dataclass(frozen=True)
+class Ability:
+    """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate."""
+
+    target: str
+    isa: str
+    operators: Mapping[str, Rule]
+    weights: tuple[Format, ...]
+    activations: tuple[Format, ...]
+    saturates: bool
+    saturation_source: str
+    stored_bits: Mapping[int, int]
+    """Weight bits -> the bits that the artifact stores for each, where the runtime's kernels know no narrower type."""

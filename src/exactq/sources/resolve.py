@@ -1,0 +1,180 @@
+"""MODEL as one writes it -> a model ready to be captured, with data to calibrate and evaluate it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from exactq import pythonfile
+from exactq.datasets.catalog import CALIBRATION, load
+from exactq.datasets.noise import noise_of, parse_shapes, written
+from exactq.datasets.splits import BATCH_SIZE, Dataset
+from exactq.errors import DataError, ModelError, UsageError, unknown
+from exactq.models.catalog import MODELS, Builtin, Shape, build
+from exactq.models.reference import Progress, image_shape, reference
+from exactq.sources import weights as weight_files
+
+Shapes = tuple[tuple[int, ...], ...]
+FILES = (".onnx", ".tflite", ".pt2", ".keras", ".h5", ".safetensors", ".pt", ".pth", ".th")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model in evaluation mode, `example` inputs of two samples, their names, its data, and where its weights are from.
+
+    `label` names it in paths and reports; `trained` False means that its weights are random: no accuracy means anything.
+    """
+
+    label: str
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    dataset: Dataset
+    trained: bool
+    origin: str
+
+    def __post_init__(self) -> None:
+        if self.module.training:
+            raise ModelError(f"`{self.label}` is in training mode: call eval()")
+        if len(self.example) != len(self.input_names):
+            raise ModelError(f"`{self.label}`: {len(self.example)} inputs have {len(self.input_names)} names")
+
+
+def resolve(
+    model: str,
+    *,
+    weights: str | None = None,
+    data: str | None = None,
+    input_shape: str | None = None,
+    trust: bool = False,
+    random_weights: bool = False,
+    seed: int = 0,
+    calibration: int = CALIBRATION,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> Source:
+    """The source that `model` names: a built-in, or `file.py:factory` whose factory returns an `nn.Module`.
+
+    A built-in takes its weights from the file `weights`, or is trained on the data (in seconds, cached; `progress(step,
+    steps, loss)` follows it), or keeps random ones. Without `data` that is: what the built-in was made for with `weights`,
+    noise with `random_weights`, digits otherwise. `input_shape` is written 1,3,32,32, batch first, inputs separated by `;`.
+    Raises `UsageError`, `ModelError` or `DataError`.
+    """
+    if weights is not None and random_weights:
+        raise UsageError("--weights and --random-weights exclude each other: give one")
+    shapes = tuple(shape[1:] for shape in parse_shapes(input_shape)) if input_shape is not None else None
+    loader = _Data(data, shapes, seed, calibration, batch_size)
+    if pythonfile.is_named(model):
+        return _from_file(model, loader, weights=weights, trust=trust, random_weights=random_weights)
+    if model in MODELS:
+        builtin = MODELS[model]
+        if weights is not None:
+            return _with_weights(builtin, loader, Path(weights), trust=trust)
+        if random_weights:
+            return _with_random_weights(builtin, loader)
+        dataset = loader.load(("x",), default="digits")
+        net = reference(builtin, dataset, seed=seed, progress=progress)
+        return _source(builtin.name, net, dataset, ("x",), trained=True, origin=f"trained here on {dataset.name}, seed {seed}")
+    raise _no_model(model)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What was asked for about data, before the model's inputs are known."""
+
+    spec: str | None
+    shapes: Shapes | None
+    seed: int
+    calibration: int
+    batch_size: int
+
+    def load(self, inputs: tuple[str, ...] | None, *, default: str) -> Dataset:
+        """The data asked for, or `default`. Raises `DataError` where its shapes are not those of `--input-shape`."""
+        spec = default if self.spec is None else self.spec
+        if spec == "noise" and self.shapes is not None:
+            spec = noise_of(self.shapes)
+        dataset = load(spec, calibration=self.calibration, batch_size=self.batch_size, seed=self.seed, inputs=inputs)
+        if self.shapes is not None and dataset.shapes != self.shapes:
+            raise DataError(f"--input-shape says {written(self.shapes)}, and `{dataset.name}` gives {written(dataset.shapes)}")
+        return dataset
+
+
+def _with_weights(builtin: Builtin, loader: _Data, path: Path, *, trust: bool) -> Source:
+    """A built-in with the weights of a file; the number of its classes is that of the weights, not of the data."""
+    if builtin.data is None and loader.spec is None:
+        raise UsageError(f"`{builtin.name}` with weights needs data of its own kind: --data npz:FILE or file.py:factory")
+    tensors = weight_files.read(path, trust=trust)
+    dataset = loader.load(("x",), default=builtin.data or "")
+    last = [name for name in build(builtin).state_dict() if name.endswith(".bias")][-1]
+    classes = tensors[last].shape[0] if last in tensors and tensors[last].dim() == 1 else builtin.classes
+    net = build(builtin, shape=image_shape(builtin, dataset), classes=classes)
+    weight_files.fill(net, tensors, str(path))
+    return _source(builtin.name, net, dataset, ("x",), trained=True, origin=path.name)
+
+
+def _with_random_weights(builtin: Builtin, loader: _Data) -> Source:
+    """A built-in as it is initialised by the seed; the data only gives its shape and, where it has classes, their number."""
+    dataset = loader.load(("x",), default=noise_of(loader.shapes or (builtin.shape,)))
+    shape: Shape = image_shape(builtin, dataset)
+    net = build(builtin, shape=shape, classes=dataset.classes, seed=loader.seed)
+    return _source(builtin.name, net, dataset, ("x",), trained=False, origin=f"random weights, seed {loader.seed}")
+
+
+def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
+    """The module that a user's factory returns; whatever its weights are, they count as trained unless said otherwise."""
+    factory = pythonfile.function(spec, ModelError)
+    with torch.random.fork_rng(devices=[]), pythonfile.told(spec, ModelError):
+        torch.manual_seed(loader.seed)
+        net = factory()
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"`{spec}` returned a {type(net).__name__}: the factory has to return an nn.Module")
+    if weights is not None:
+        weight_files.fill(net, weight_files.read(Path(weights), trust=trust), weights)
+    if loader.spec is None and not random_weights:
+        raise UsageError(f"`{spec}` needs data: --data npz:FILE or file.py:factory; for speed and size alone --random-weights")
+    if loader.spec is None and loader.shapes is None:
+        raise UsageError(f"`{spec}` needs its input shape: --input-shape 1,3,32,32 (batch first, inputs separated by ;)")
+    names = _parameters(net)
+    dataset = loader.load(names, default=noise_of(loader.shapes or ()))
+    origin = spec if weights is None else Path(weights).name
+    label = spec.rpartition(":")[2]
+    with pythonfile.told(spec, ModelError):
+        return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin)
+
+
+def _source(
+    label: str, net: nn.Module, dataset: Dataset, names: tuple[str, ...] | None, *, trained: bool, origin: str
+) -> Source:
+    """The source, after its weights were found finite and its data was found to fit: one batch goes through it."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            weight_files.check_finite(name, tensor)
+    inputs = dataset.first.inputs
+    example = tuple(torch.cat([x, x])[:2] for x in inputs)
+    with torch.no_grad():
+        net(*example)
+    known = names if names is not None and len(names) >= len(inputs) else tuple(f"input{i}" for i in range(len(inputs)))
+    return Source(label, net, example, known[: len(inputs)], dataset, trained, origin)
+
+
+def _parameters(net: nn.Module) -> tuple[str, ...] | None:
+    """The names of the inputs that `forward` takes by position, or None where it takes any number (`*args`)."""
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def _no_model(model: str) -> Exception:
+    """The error for a MODEL that is none: a path that is not there, a kind of file that is not read, or a bad name."""
+    path = Path(model)
+    offered = [*MODELS, "file.py:factory"]
+    if model and (path.suffix in FILES or path.exists() or len(path.parts) > 1):
+        kind = path.suffix or ("a folder" if path.is_dir() else "no suffix")
+        why = f"{model} ({kind}) is not taken as MODEL" if path.exists() else f"there is no file {model}"
+        return ModelError(f"{why}. MODEL is one of {', '.join(offered)}; weights go to --weights")
+    return unknown("model", model, offered)

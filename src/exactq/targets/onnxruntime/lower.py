@@ -1,0 +1,268 @@
+"""A Q/DQ graph -> a program of MLAS kernels on codes, the float islands between them explicit.
+
+It follows ONNX Runtime's own choice: an operator between dequantize and quantize nodes becomes one integer kernel, with an
+activation behind it only where the output grid already ends at the activation's bounds. Everything else runs in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from exactq.graphs.graph import Graph, constant, op_name
+from exactq.graphs.programs import bind
+from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
+from exactq.kernels import mlas
+from exactq.numerics.formats import Grid
+from exactq.targets.onnxruntime.operators import MOVES
+from exactq.traces import Program, Step
+
+EXACT_IN_FLOAT = MOVES | {f"aten.{op}" for op in "relu clamp add sub mul div neg abs cat".split()}
+"""Float operators with one IEEE rounding an element at most: the same bits in every library."""
+
+
+def lower(graph: Graph, isa: str) -> Program:
+    """The emulator of `graph` on ONNX Runtime's CPU kernels for an instruction set of `kernels.mlas.ISAS`.
+
+    Steps are named like the graph's nodes: `layer1.0.relu/codes` holds codes. Each step whose bits may differ from the
+    runtime's says why in `inexact`.
+    """
+    inputs = tuple(i.name for i in graph.inputs)
+    steps = _mark_inexact(_live(list(_steps(graph, isa)), graph.outputs))
+    return Program(inputs, tuple(steps), graph.outputs)
+
+
+def _steps(graph: Graph, isa: str) -> Iterator[Step]:
+    for node in graph.calls:
+        name = graph.name(node)
+        if (q := read_quantize(graph, node)) is not None:
+            if q.source.op == "get_attr":  # read in float only: kernels take the folded codes
+                yield Step(name, partial(q.grid.encode, constant(graph.module, q.source)), (), "constant", q.grid)
+            else:
+                yield _codes(graph, node, q, isa)
+        elif (dq := read_dequantize(graph, node)) is not None:
+            if dq.axis is None and dq.source.op != "get_attr":
+                yield Step(name, mlas.dequantize_linear(dq.grid), (graph.name(dq.source),), "mlas.dequantize_linear")
+            else:
+                run, reads = bind(graph, node)
+                yield Step(name, run, reads, "constant")
+        else:
+            run, reads = bind(graph, node)
+            op = op_name(node)
+            island = None if op in EXACT_IN_FLOAT else f"`{op.removeprefix('aten.')}` runs in ONNX Runtime's float kernels, whose sums have another order"
+            yield Step(name, run, reads, op, inexact=island)
+
+
+def _live(steps: list[Step], outputs: Iterable[str]) -> list[Step]:
+    """The steps that the outputs need."""
+    needed, kept = set(outputs), []
+    for step in reversed(steps):
+        if step.name in needed:
+            needed.update(step.inputs)
+            kept.append(step)
+    return kept[::-1]
+
+
+def _mark_inexact(steps: list[Step]) -> Iterator[Step]:
+    """The steps, those that read an inexact real being inexact too; codes made of it restart from what the runtime made."""
+    tainted: dict[str, str] = {}
+    for step in steps:
+        reason = step.inexact or next((tainted[i] for i in step.inputs if i in tainted), None)
+        if reason is not None and step.grid is None:
+            tainted[step.name] = reason
+        yield step if reason == step.inexact else replace(step, inexact=reason)
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Decoded codes that an operator reads: their name and grid."""
+
+    name: str
+    grid: Grid
+
+
+def _operand(graph: Graph, node: Any) -> _Operand | None:
+    dq = read_dequantize(graph, node) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    return None if dq is None or dq.axis is not None else _Operand(graph.name(dq.source), dq.grid)
+
+
+def _folded(graph: Graph, node: Any) -> tuple[Tensor, Grid] | None:
+    """Codes and grid of a constant: a weight behind quantize and dequantize nodes, or codes behind a dequantize node."""
+    dq = read_dequantize(graph, node) if isinstance(node, fx.Node) and node.op == "call_function" else None
+    if dq is None:
+        return None
+    if dq.source.op == "get_attr":
+        return constant(graph.module, dq.source), dq.grid
+    q = read_quantize(graph, dq.source)
+    if q is None or q.source.op != "get_attr":
+        return None
+    return q.grid.encode(constant(graph.module, q.source)), q.grid
+
+
+def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, isa: str) -> Step:
+    """The step that makes these codes: one integer kernel where the runtime has one, QuantizeLinear on the real otherwise."""
+    name, root = graph.name(node), q.source
+    if (moved := _moved(graph, name, q)) is not None:
+        return moved
+    if op_name(root) in ("aten.relu", "aten.clamp") and len(root.users) == 1 and implied(root, q.grid):
+        behind = root.all_input_nodes[0]
+        if behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None:
+            root = behind
+    maker = _KERNELS.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
+    made = maker(graph, root, q.grid, isa) if maker is not None else None
+    if made is None:
+        return Step(name, mlas.quantize_linear(q.grid), (graph.name(q.source),), "mlas.quantize_linear", q.grid)
+    run, reads, kernel = made
+    covers = (graph.name(root),) if root is q.source else (graph.name(root), graph.name(q.source))
+    return Step(name, run, reads, f"mlas.{kernel}", q.grid, covers=covers)
+
+
+def implied(activation: fx.Node, grid: Grid) -> bool:
+    """Whether a grid already ends at the bounds of a relu or clamp, so that the runtime drops the activation.
+
+    relu_clip_fusion.cc and clip_quantizelinear.cc drop it if no real is rounded to another code without it.
+    """
+    bounds = (0.0, None) if op_name(activation) == "aten.relu" else (activation.args[1], (*activation.args, None)[2])
+    ends = (grid.format.lo, grid.format.hi)
+    return all(b is None or int(grid.encode(torch.tensor(float(b)))) == e for b, e in zip(bounds, ends, strict=True))  # type: ignore[arg-type]
+
+
+def _moved(graph: Graph, name: str, q: QuantizeNode) -> Step | None:
+    """Movement of codes that stay on their grid, as a step on the codes themselves."""
+    node = q.source
+    if node.op != "call_function" or op_name(node) not in MOVES or len(node.users) != 1:
+        return None
+    x = _operand(graph, node.all_input_nodes[0])
+    if x is None or not x.grid.same_as(q.grid):
+        return None
+    run, _ = bind(graph, node)
+    if op_name(node) == "aten.constant_pad_nd":
+        value = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
+        fill = float(q.grid.encode(torch.tensor(value)))
+        run = partial(F.pad, pad=list(node.args[1]), value=fill)  # type: ignore[arg-type]
+    return Step(name, run, (x.name,), f"{op_name(node)} on codes", q.grid, covers=(graph.name(node),))
+
+
+Made = tuple[Callable[..., Tensor], tuple[str, ...], str]
+Maker = Callable[[Graph, fx.Node, Grid, str], Made | None]
+"""The kernel of an operator with that output grid, the codes it reads and its name; None where it runs in float."""
+
+
+def _arg(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _tuple(value: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def _weighted(graph: Graph, node: fx.Node) -> tuple[_Operand, Tensor, Grid, Tensor | None] | None:
+    x, weight = _operand(graph, node.args[0]), _folded(graph, node.args[1])
+    bias_node = _arg(node, 2, "bias", None)
+    bias = None if bias_node is None else _folded(graph, bias_node)
+    if x is None or weight is None or (bias is None) != (bias_node is None):
+        return None
+    return x, *weight, None if bias is None else bias[0]
+
+
+def _conv(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+    if (found := _weighted(graph, node)) is None:
+        return None
+    x, weight, w, bias = found
+    rank = weight.ndim - 2
+    stride, padding, dilation = (_tuple(_arg(node, i, n, d)) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)))
+    padding = padding * rank if len(padding) == 1 else padding
+    groups = int(_arg(node, 6, "groups", 1))
+    run = mlas.conv(
+        weight, bias, x=x.grid, w=w, y=y, stride=stride, padding=padding * 2, dilation=dilation, groups=groups, isa=isa
+    )
+    return run, (x.name,), "conv"
+
+
+def _linear(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+    if (found := _weighted(graph, node)) is None:
+        return None
+    x, weight, w, bias = found
+    return mlas.gemm(weight, bias, x=x.grid, w=w, y=y, isa=isa), (x.name,), "gemm"
+
+
+def _binary(kernel: Callable[[Grid, Grid, Grid], Callable[..., Tensor]], name: str) -> Maker:
+    def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+        a, b = _operand(graph, node.args[0]), _operand(graph, node.args[1])
+        if a is None or b is None or node.kwargs.get("alpha", 1) != 1:
+            return None
+        return kernel(a.grid, b.grid, y), (a.name, b.name), name
+
+    return make
+
+
+def _matmul(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+    a, b = _operand(graph, node.args[0]), _operand(graph, node.args[1])
+    if a is None or b is None:
+        return None
+    return mlas.matmul(a=a.grid, b=b.grid, y=y, isa=isa), (a.name, b.name), "matmul"
+
+
+def _unary(kernel: Callable[[Grid, Grid, fx.Node], Callable[..., Tensor] | None], name: str) -> Maker:
+    def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+        x = _operand(graph, node.args[0])
+        run = None if x is None else kernel(x.grid, y, node)
+        return None if x is None or run is None else (run, (x.name,), name)
+
+    return make
+
+
+def _adaptive(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor] | None:
+    return mlas.global_average_pool(x, y) if all(s == 1 for s in _tuple(node.args[1])) else None
+
+
+def _average(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor]:
+    rank = int(op_name(node)[-2])
+    kernel = _tuple(node.args[1]) * (rank if len(_tuple(node.args[1])) == 1 else 1)
+    stride = _arg(node, 2, "stride", []) or kernel
+    padding = _tuple(_arg(node, 3, "padding", 0))
+    padding = padding * rank if len(padding) == 1 else padding
+    return mlas.average_pool(
+        x,
+        y,
+        kernel=kernel,
+        stride=_tuple(stride) * (rank if len(_tuple(stride)) == 1 else 1),
+        padding=padding * 2,
+        ceil=bool(_arg(node, 4, "ceil_mode", False)),
+        count_include_pad=bool(_arg(node, 5, "count_include_pad", True)),
+    )
+
+
+def _concat(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
+    operands = [_operand(graph, n) for n in node.args[0]]  # type: ignore[union-attr]
+    known = [o for o in operands if o is not None]
+    if len(known) != len(operands):
+        return None
+    axis = int(_arg(node, 1, "dim", 0))
+    return mlas.concat([o.grid for o in known], y, axis=axis), tuple(o.name for o in known), "concat"
+
+
+_KERNELS: dict[str, Maker] = {
+    "aten.conv1d": _conv,
+    "aten.conv2d": _conv,
+    "aten.conv3d": _conv,
+    "aten.linear": _linear,
+    "aten.matmul": _matmul,
+    "aten.add": _binary(mlas.add, "add"),
+    "aten.mul": _binary(mlas.mul, "mul"),
+    "aten.cat": _concat,
+    "aten.sigmoid": _unary(lambda x, y, _: mlas.sigmoid(x, y), "sigmoid"),
+    "aten.leaky_relu": _unary(
+        lambda x, y, n: mlas.leaky_relu(x, y, slope=float(_arg(n, 1, "negative_slope", 0.01))), "leaky_relu"
+    ),
+    "aten.adaptive_avg_pool1d": _unary(_adaptive, "global_average_pool"),
+    "aten.adaptive_avg_pool2d": _unary(_adaptive, "global_average_pool"),
+    "aten.adaptive_avg_pool3d": _unary(_adaptive, "global_average_pool"),
+    "aten.avg_pool2d": _unary(_average, "average_pool"),
+}

@@ -1,0 +1,45 @@
+"""What a target is: a record of functions. Nothing inherits; shared arithmetic lives below, in `kernels` and `numerics`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from exactq.graphs.graph import Graph
+from exactq.plans.rules import Ability
+from exactq.traces import Program, Trace
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One model file, loaded by the real runtime.
+
+    `run(inputs)` answers as a user's default session does. `trace(inputs)` gives every integer tensor of the optimised
+    session by the name that the emulator uses. `operators` counts what the optimised session runs.
+    """
+
+    run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+    trace: Callable[[Sequence[Tensor]], Trace]
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime: what it can do, how its kernels compute, how its files are written, and the runtime itself.
+
+    `open(model)` instruments a file for `trace`; `timed(model, threads)` only runs it. `isas` are the instruction sets whose
+    integers were measured.
+    """
+
+    name: str
+    suffix: str
+    isas: tuple[str, ...]
+    version: str
+    ability: Callable[[str], Ability]
+    lower: Callable[[Graph, str], Program]
+    emit: Callable[[Graph], bytes]
+    detect_isa: Callable[[], str]
+    open: Callable[[bytes], Runtime]
+    timed: Callable[[bytes, int], Callable[[Sequence[Tensor]], tuple[Tensor, ...]]]
