@@ -23,7 +23,7 @@ def graph() -> Graph:
 
 
 def test_values_have_names_in_order(graph: Graph) -> None:
-    assert [graph.name(n) for n in graph] == ["input", "0.weight", "0.bias", "3.weight", "3.bias", "0", "1", "2", "3"]
+    assert [graph.name(n) for n in graph] == ["0.weight", "0.bias", "3.weight", "3.bias", "input", "0", "1", "2", "3"]
     assert [graph.name(n) for n in graph.calls] == ["0", "1", "2", "3"]
     assert graph.outputs == ("3",)
     assert {k: tuple(v.shape) for k, v in graph.constants.items()}["3.weight"] == (2, 144)

@@ -107,7 +107,9 @@ def test_example_inputs_have_the_graphs_shapes_and_repeat(net: tuple[Net, Graph]
     assert example_inputs(tokens, 2)[0].tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LSTM(4, 3, batch_first=True), lambda: nn.MultiheadAttention(4, 2, batch_first=True)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.LSTM(4, 3, batch_first=True), lambda: nn.MultiheadAttention(4, 2, batch_first=True)]
+)
 def test_operators_with_several_results_run(make: Callable[[], nn.Module]) -> None:
     model, x = make().eval(), torch.randn(2, 5, 4)
     inputs = (x,) if isinstance(model, nn.LSTM) else (x, x.clone(), x.clone())

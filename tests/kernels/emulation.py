@@ -69,7 +69,9 @@ def _compute(op: str, inputs: Any, t: dict[str, Tensor], attributes: Any, isa: s
         case "QLinearGlobalAveragePool":
             return mlas.global_average_pool(x(), y())(t["x"])
         case "QLinearAveragePool":
-            return mlas.average_pool(x(), y(), **_window(attributes), count_include_pad=bool(attributes["count_include_pad"]))(t["x"])
+            return mlas.average_pool(x(), y(), **_window(attributes), count_include_pad=bool(attributes["count_include_pad"]))(
+                t["x"]
+            )
         case "MaxPool":
             return mlas.max_pool(**_window(attributes), dilation=attributes["dilations"])(t["x"])
         case "QLinearConcat":

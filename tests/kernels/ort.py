@@ -45,7 +45,7 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 @cache
 def isa() -> str:
     """The name of this machine's arithmetic, found by asking: 255·127 over four saturates twice without VNNI."""
-    probe = Case("MatMulInteger", {"x": np.full((1, 4), 255, np.uint8), "w": np.full((4, 8), 127, np.int8)}, ("x", "w"), "int32")
+    probe = Case(
+        "MatMulInteger", {"x": np.full((1, 4), 255, np.uint8), "w": np.full((4, 8), 127, np.int8)}, ("x", "w"), "int32"
+    )
     return {65534: "avx2", 129540: "avx512vnni"}[int(run(probe)[0, 0])]
-
-

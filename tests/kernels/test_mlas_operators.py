@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.golden.onnxruntime.remake import read
 
 from exactq.kernels.mlas import ISAS
 
-from ..golden.onnxruntime.remake import read
 from . import ort
 from .cases import COMBINATIONS, case
 from .emulation import emulate
@@ -42,7 +42,9 @@ def test_equals_what_the_runtime_answered_on_each_instruction_set(isa: str) -> N
 
 def test_the_golden_files_tell_the_instruction_sets_apart() -> None:
     _, stored = read(GOLDEN / "avx2.npz")
-    apart = {name.rsplit("-", 1)[0] for name, example, answer in stored if not np.array_equal(emulate(example, "avx512vnni"), answer)}
+    apart = {
+        name.rsplit("-", 1)[0] for name, example, answer in stored if not np.array_equal(emulate(example, "avx512vnni"), answer)
+    }
     assert {"conv-dense-u8s8", "conv-odd-u8s8", "conv-grouped-u8s8", "matmul-dynamic-u8s8", "gemm-real-u8s8"} <= apart
     assert all(name.endswith("u8s8") for name in apart)
     assert "conv-depthwise-u8s8" not in apart

@@ -43,7 +43,9 @@ def test_a_product_with_a_constant_is_a_linear_layer(name: str) -> None:
     assert op_name(result.graph.node(graph.outputs[0])) == "aten.linear"
     assert is_compute(first) or name == "matmul_1"
     # n products of float32 in any order: n·u·Σ|w||x|, once for each of the two sums.
-    size = (x.abs() @ result.graph.constants.get("w", torch.empty(0)).t().abs() + 3) if name != "matmul_1" else torch.tensor(1e3)
+    size = (
+        (x.abs() @ result.graph.constants.get("w", torch.empty(0)).t().abs() + 3) if name != "matmul_1" else torch.tensor(1e3)
+    )
     difference = walk(program(result.graph), (x,))[0] - walk(program(graph), (x,))[0]
     assert bool((difference.abs() <= 2 * 6 * 2**-24 * size).all())
 

@@ -79,7 +79,8 @@ def train(net: nn.Module, dataset: Dataset, *, seed: int, recipe: Recipe = RECIP
         torch.manual_seed(seed)
         for step, batch in zip(range(1, recipe.steps + 1), _endless(split, recipe.batch, seed), strict=False):
             loss = _loss(net(*batch.inputs), batch.labels, dataset.name)
-            if not bool(torch.isfinite(loss)):
+            state = [loss, *net.buffers()]  # infinite statistics can hide behind a finite loss
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in state):
                 raise DataError(f"training on `{dataset.name}` diverged at step {step}: scale its inputs to about −1..1")
             optimizer.zero_grad()
             torch.autograd.backward(loss)

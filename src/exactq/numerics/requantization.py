@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,26 +11,35 @@ from exactq.errors import ModelError
 from exactq.numerics.formats import FORMATS, Grid
 
 
-def requantize_float(acc: Tensor, factor: Tensor, y: Grid) -> Tensor:
-    """The codes clamp(rint(fl(float(acc) · factor)) + zero), as float32 holding integers (ONNX Runtime's RequantizeOutput).
+def requantization(factor: Tensor, y: Grid) -> Callable[[Tensor], Tensor]:
+    """The function acc -> clamp(rint(fl(float(acc) · factor)) + zero), float32 holding integers (MLAS RequantizeOutput).
 
     `acc` holds int32 values in any dtype and is rounded to float32 first, ties to even, which loses bits above 2²⁴;
     `factor` is float32 and broadcasts. The clamp comes before rounding, against the ends less the zero; the zero is added after
     it; NaN (0 · inf) gives the lowest code.
 
-    >>> y = Grid(FORMATS["uint8"], torch.tensor(1.0), torch.tensor(10, dtype=torch.int32))
-    >>> requantize_float(torch.tensor([1, 3, -99, 999]), torch.tensor(0.5), y)
+    >>> from exactq.numerics.formats import UINT8
+    >>> y = Grid(UINT8, torch.tensor(1.0), torch.tensor(10, dtype=torch.int32))
+    >>> requantization(torch.tensor(0.5), y)(torch.tensor([1, 3, -99, 999]))
     tensor([ 10.,  12.,   0., 255.])
     """
-    return round_to_codes(acc.to(torch.float32) * factor, y)
+    finish = rounding_to_codes(y, nan=not bool(torch.isfinite(factor).all()))
+    return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
 
 
-def round_to_codes(steps: Tensor, y: Grid) -> Tensor:
-    """The codes of `steps` = real / scale, float32 and overwritten: clamped, rounded to even, then the zero added."""
+def rounding_to_codes(y: Grid, *, nan: bool) -> Callable[[Tensor], Tensor]:
+    """The function from steps (real / scale, float32, overwritten) to codes: clamped, rounded to even, then the zero added.
+
+    Infinite steps give the end codes, and NaN the lowest one as maxps has it; without `nan` none is looked for.
+    """
     zero, (lo, hi) = scalar_zero(y), stored_range(y)
-    # fmax, unlike clamp, answers the other operand where one is NaN, as maxps does.
-    codes = torch.fmax(steps, steps.new_tensor(lo - zero)).clamp_(max=hi - zero).round_()
-    return codes.add_(zero) if zero else codes
+
+    def finish(steps: Tensor) -> Tensor:
+        steps = steps.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf) if nan else steps
+        codes = steps.clamp_(lo - zero, hi - zero).round_()
+        return codes.add_(zero) if zero else codes
+
+    return finish
 
 
 def stored_range(grid: Grid) -> tuple[int, int]:

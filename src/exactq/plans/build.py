@@ -207,15 +207,20 @@ def _weight_slots(
     fmt = wish.weights if wish is not None and wish.weights is not None else recipe.weights
     if fmt not in ability.weights:
         raise _format_error(f"weights (of {graph.name(node)})", fmt, ability.weights, ability)
+    # Codes of up to 64 cannot saturate a pair (255·(64 + 64) < 2¹⁵), nor can kernels that multiply one channel alone.
+    can_saturate = fmt.hi > 64 and not rule.exempt(node, constant(graph.module, weight).shape)
     observer = recipe.weight_observer
+    if observer == "pairsafe" and not can_saturate:
+        observer = "minmax"
     reason = wish.reason if wish is not None else f"{rule.kernel} takes one scale per output channel at no cost"
     stored = ability.stored_bits.get(fmt.bits, fmt.bits)
     if stored != fmt.bits:
         reason += f"; stored in {stored} bits, {ability.target} has no {fmt.bits}-bit kernel for this operator"
-    # Codes of up to 64 cannot saturate a pair: 255·(64 + 64) < 2¹⁵.
-    if ability.saturates and fmt.hi > 64 and not rule.exempt(node, constant(graph.module, weight).shape):
+    if ability.saturates and can_saturate:
         observer = "pairsafe"
         reason += f"; pair-safe, for on {ability.isa} the u8×s8 kernel adds pairs of products in a saturating int16"
+    elif observer == "pairsafe":
+        reason += "; pair-safe, so that kernels which saturate pairs of products in int16 give the same integers"
     name = graph.name(weight)
     yield name, Own(fmt, observer, reason, PerChannel(axis), symmetric=True)
     if isinstance(bias, fx.Node):

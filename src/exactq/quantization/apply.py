@@ -19,7 +19,7 @@ from exactq.graphs.graph import Edit, Graph, op_name
 from exactq.graphs.qdq import dequantize, quantize
 from exactq.numerics.formats import Grid
 from exactq.plans.plan import Edge, Fixed, Fused, Own, PerChannel, Plan, Product, Slot
-from exactq.quantization.bias import bias_codes, guard
+from exactq.quantization.bias import bias_codes, guard, product
 from exactq.quantization.ranges import grid
 from exactq.quantization.weights import weight_grid
 
@@ -113,11 +113,11 @@ def _weight(
     axis = slot.per.axis if isinstance(slot.per, PerChannel) else None
     groups = _groups(users[0])
     if not bool(value.any()):
-        notes.append(f"`{name}` is all zero: its codes are zero on a grid of scale 1")
+        notes.append(f"`{name}` is all zero: every code is zero, on a grid whose scale does not matter")
     made = weight_grid(value, slot.format, axis, observer=slot.observer, groups=groups)
     if bias is not None:
-        bias_name, product = bias
-        x_grid = grids[product.of[0]]
+        bias_name, of = bias
+        x_grid = grids[of.of[0]]
         made, raised = guard(edit.tensor(nodes[bias_name]), x_grid.scale, made)
         if raised:
             made = weight_grid(value, slot.format, axis, observer=slot.observer, groups=groups, floor=made.scale)
@@ -125,7 +125,7 @@ def _weight(
                 f"`{name}`: the scale of {len(raised)} channel(s) ({', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}) "
                 f"was raised so that the int32 code of `{bias_name}` stays within 2**30 and the accumulator cannot overflow"
             )
-        _bias(edit, nodes[bias_name], bias_name, product, x_grid, made, grids)
+        _bias(edit, nodes[bias_name], bias_name, of, x_grid, made, grids)
     grids[name] = made
     edit.set_constant(node, made.decode(made.encode(value)))
     with edit.graph.inserting_before(users[0]):
@@ -137,8 +137,8 @@ def _weight(
 def _bias(
     edit: Edit, node: fx.Node, name: str, slot: Product, x_grid: Grid, w_grid: Grid, grids: dict[str, Grid]
 ) -> None:
-    scale = (x_grid.scale * w_grid.scale.flatten()).to(torch.float32)
     value = edit.tensor(node)
+    scale = product(x_grid.scale, w_grid.scale).flatten()
     scale = scale.expand(value.shape).contiguous() if scale.numel() == 1 else scale
     made = Grid(slot.format, scale, torch.zeros_like(scale, dtype=torch.int32))
     edit.set_constant(node, bias_codes(value, scale))

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from inspect import Parameter, signature
+from inspect import signature
 from io import StringIO
 from typing import Any
 
@@ -46,10 +46,12 @@ def capture(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor], *
             shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
             raise DataError(f"the model refuses inputs of shape {shapes}: {_first_line(error)} ({_where(error)})") from error
         exported, free = _export(model, args, kwargs, batch=batch)
-        exported = exported.run_decompositions({})
-        module: Any = exported.module(check_guards=False)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    graph = _named(module, _flat_inputs(exported, args, kwargs), parameters, free=free)
+        try:
+            exported = exported.run_decompositions({})
+            module: Any = exported.module(check_guards=False)
+        except Exception as error:
+            raise ModelError(f"the model cannot be made functional: {_reason(error)} ({_where(error)})") from error
+    graph = _named(module, _flat_inputs(exported, args, kwargs), model, free=free)
     _refuse_side_effects(graph)
     return graph
 
@@ -111,13 +113,9 @@ def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor
 
 def _free_batch(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Any]:
     """`torch.export`'s description of shapes, in the structure of the model's own signature."""
+    # torch refuses free sizes below `**kwargs`: tensors that come in there have a fixed batch.
     bound = signature(model.forward).bind(*args, **kwargs).arguments
-    free = {0: torch.export.Dim.DYNAMIC}
-    shapes: dict[str, Any] = pytree.tree_map(lambda _: dict(free), dict(bound))
-    for name, parameter in signature(model.forward).parameters.items():
-        if parameter.kind is Parameter.VAR_KEYWORD and name in shapes:
-            shapes |= shapes.pop(name)
-    return shapes
+    return pytree.tree_map(lambda _: {0: torch.export.Dim.DYNAMIC}, dict(bound))
 
 
 def _batch_sizes(exported: Any) -> list[Any]:
@@ -131,7 +129,7 @@ def _flat_inputs(exported: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tens
     return [*args, *(kwargs[name] for name in order)]
 
 
-def _named(module: fx.GraphModule, inputs: list[Tensor], parameters: set[str], *, free: bool) -> Graph:
+def _named(module: fx.GraphModule, inputs: list[Tensor], model: nn.Module, *, free: bool) -> Graph:
     """The traced module as a `Graph`: flat outputs, flat names, one node a constant, nothing of the user's machine."""
     graph = module.graph
     for node in list(graph.nodes):
@@ -144,7 +142,8 @@ def _named(module: fx.GraphModule, inputs: list[Tensor], parameters: set[str], *
     _one_node_a_constant(graph)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
     graph.set_codegen(fx.graph.CodeGen())
-    names = _names(graph)
+    names = _names(graph, _first_names(model))
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     constants: dict[str, Tensor] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -272,7 +271,14 @@ def _one_node_a_constant(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _names(graph: fx.Graph) -> dict[str, str]:
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every path of a parameter or buffer -> the first path of the same tensor."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {path: first.setdefault(id(tensor), path) for path, tensor in tensors}
+
+
+def _names(graph: fx.Graph, first_names: Mapping[str, str]) -> dict[str, str]:
     """fx node name -> value name: the module path for a module's only operator, path.operator otherwise."""
     calls = [n for n in graph.nodes if n.op == "call_function"]
     stacks = {n: _stack(n) for n in calls}
@@ -288,7 +294,7 @@ def _names(graph: fx.Graph) -> dict[str, str]:
         if node.op == "placeholder":
             give(node, str(node.target))
         elif node.op == "get_attr":
-            give(node, _constant_name(node, stacks))
+            give(node, first_names.get(str(node.target)) or _constant_name(node, stacks))
     for node in calls:
         key, path, kind = stacks[node]
         producer = node.args[0] if node.target is operator.getitem else None
@@ -313,7 +319,12 @@ def _stack(node: fx.Node) -> tuple[str, str, str]:
 
 def _is_bookkeeping(node: fx.Node) -> bool:
     """Whether the call is no operator of the module's own: a size, the choice of a result, a start of zeros."""
-    return not isinstance(node.target, torch._ops.OpOverload) or node.target is aten.sym_size.int or not node.all_input_nodes
+    return node.target is operator.getitem or _is_size(node) or all(_is_size(n) for n in node.all_input_nodes)
+
+
+def _is_size(node: fx.Node) -> bool:
+    arithmetic = node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload)
+    return node.target is aten.sym_size.int or (arithmetic and node.target is not operator.getitem)
 
 
 def _constant_name(node: fx.Node, stacks: Mapping[fx.Node, tuple[str, str, str]]) -> str:

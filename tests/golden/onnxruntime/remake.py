@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-
-from ...kernels import cases, ort
+from tests.kernels import cases, ort
 
 HERE = Path(__file__).parent
 SEED, EACH, LARGEST = 20260, 10, 400
@@ -85,7 +84,10 @@ def main() -> None:
     given = options.parse_args()
     header, data = make(given.seed, given.each, given.largest or None)
     path = given.out or HERE / f"{header['isa']}.npz"
-    arrays = {"header": np.frombuffer(json.dumps(header, default=int).encode(), np.uint8), "data": np.frombuffer(data, np.uint8)}
+    arrays = {
+        "header": np.frombuffer(json.dumps(header, default=int).encode(), np.uint8),
+        "data": np.frombuffer(data, np.uint8),
+    }
     with zipfile.ZipFile(path, "w") as archive:  # numpy's own writer stores the time
         for name, array in arrays.items():
             buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from exactq.kernels import sums
 from exactq.kernels.mlas import pairs
 from exactq.kernels.mlas.isa import saturates
 from exactq.numerics.formats import Grid, expand
-from exactq.numerics.requantization import requantize_float, scalar_scale, scalar_zero
+from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
 from exactq.numerics.rounding import wrap_int32
 
 Kernel = Callable[[Tensor], Tensor]
@@ -49,10 +49,8 @@ def conv(
     )
     factor = output_factor(x, w, y, channels=weight.shape[0]).reshape(-1, *[1] * (weight.ndim - 2))
 
-    def apply(codes: Tensor) -> Tensor:
-        return requantize_float(accumulate(codes), factor.to(codes.device), y)
-
-    return apply
+    requantize = requantization(factor, y)
+    return lambda codes: requantize(accumulate(codes))
 
 
 def conv_accumulator(

@@ -16,7 +16,7 @@ from exactq.kernels.mlas import pairs
 from exactq.kernels.mlas.conv import Kernel, accumulator, channel_scales, wraps
 from exactq.kernels.mlas.isa import saturates
 from exactq.numerics.formats import Grid
-from exactq.numerics.requantization import requantize_float, scalar_scale, scalar_zero
+from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
 from exactq.numerics.rounding import wrap_int32
 
 
@@ -30,8 +30,8 @@ def gemm(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid | Non
     factor = torch.tensor(alpha, dtype=torch.float32) * scalar_scale(x) * channel_scales(w, weight.shape[0])
     if y is None:
         return lambda codes: accumulate(codes).to(torch.float32) * factor.to(codes.device)
-    factor = factor / scalar_scale(y)
-    return lambda codes: requantize_float(accumulate(codes), factor.to(codes.device), y)
+    requantize = requantization(factor / scalar_scale(y), y)
+    return lambda codes: requantize(accumulate(codes))
 
 
 def gemm_accumulator(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, isa: str) -> Kernel:
@@ -47,8 +47,8 @@ def gemm_accumulator(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, i
 def matmul(*, a: Grid, b: Grid, y: Grid, isa: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The product of two dynamic operands: codes (…, m, k) and (…, k, n) -> codes (…, m, n) of `y` (QLinearMatMul)."""
     accumulate = matmul_accumulator(a=a, b=b, isa=isa)
-    factor = scalar_scale(a) * scalar_scale(b) / scalar_scale(y)
-    return lambda codes_a, codes_b: requantize_float(accumulate(codes_a, codes_b), factor.to(codes_a.device), y)
+    requantize = requantization(scalar_scale(a) * scalar_scale(b) / scalar_scale(y), y)
+    return lambda codes_a, codes_b: requantize(accumulate(codes_a, codes_b))
 
 
 def matmul_accumulator(*, a: Grid, b: Grid, isa: str) -> Callable[[Tensor, Tensor], Tensor]:

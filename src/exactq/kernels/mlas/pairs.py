@@ -10,7 +10,8 @@ weights of one sign.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch import Tensor
 PAIR_LIMIT = 128
 """The largest pair sum (`pair_sums`) that no u8 input saturates."""
 
-_BUDGET = 2**22
-"""How many products are held at a time: 16 MiB of float32."""
+_BUDGET = 2**20
+"""How many products are held at a time: 4 MiB of float32."""
 
 
 def kernel_order(weight: Tensor) -> Tensor:
@@ -47,56 +48,89 @@ def saturating_pairs(weight: Tensor) -> Tensor:
     return pair_sums(weight) > PAIR_LIMIT
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """The saturating pairs whose weights sit on the same two taps: outputs, channels of x, and weights, one an entry."""
+
+    taps: tuple[tuple[int, ...], tuple[int, ...]]
+    out: Tensor
+    channels: tuple[Tensor, Tensor]
+    weights: tuple[Tensor, Tensor]
+
+    def reached(self, peaks: Tensor, sums: Tensor) -> _Entries:
+        """Those that may saturate for codes up to `peaks` (channel,), sums of neighbouring channels up to `sums`.
+
+        |a₀·w₀ + a₁·w₁| = m·(a₀ + a₁) + (|w₀| − m)·a₀ + (|w₁| − m)·a₁ with m = min(|w₀|, |w₁|), as the signs are equal.
+        """
+        (c0, c1), (w0, w1) = self.channels, (w.abs() for w in self.weights)
+        least, same = torch.minimum(w0, w1), self.taps[0] == self.taps[1]
+        together = torch.where((c1 == c0 + 1) & same, sums[c0], peaks[c0] + peaks[c1])
+        worst = least * together + (w0 - least) * peaks[c0] + (w1 - least) * peaks[c1]
+        return self.at((worst > 32767).nonzero().squeeze(1))
+
+    def at(self, index: Tensor) -> _Entries:
+        (c0, c1), (w0, w1) = self.channels, self.weights
+        return _Entries(self.taps, self.out[index], (c0[index], c1[index]), (w0[index], w1[index]))
+
+
+def _entries(weight: Tensor, groups: int) -> list[_Entries]:
+    channels, per_group = weight.shape[1], weight.shape[0] // groups
+    out, pair = saturating_pairs(weight).nonzero().unbind(1)
+    rows = kernel_order(weight.float())
+    k = (2 * pair, 2 * pair + 1)
+    both = k[0] // channels * weight[0, 0].numel() + k[1] // channels
+    found = []
+    for tap in both.unique().tolist():
+        here = (both == tap).nonzero().squeeze(1)
+        ks = k[0][here], k[1][here]
+        base = out[here] // per_group * channels
+        taps = tuple(divmod_all(int(n[0]) // channels, weight.shape[2:]) for n in ks)
+        channel, weights = tuple(base + n % channels for n in ks), tuple(rows[out[here], n] for n in ks)
+        found.append(_Entries(taps, out[here], channel, weights))  # type: ignore[arg-type]
+    return found
+
+
 def convolution_excess(
     weight: Tensor, *, zero: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Callable[[Tensor], Tensor] | None:
-    """What saturation adds to a convolution's sums, as a function of raw codes: Σ over pairs of sat16(p) − p, float32.
+    """What saturation adds to a convolution's sums, as a function of raw codes: Σ over pairs of sat16(p) − p.
 
-    None if no pair can saturate. Only the pairs that can are computed, gathered by the kernel taps they touch.
+    None if no pair can saturate. Only the pairs are computed that may with the largest codes that a batch has.
     """
-    rank, channels = weight.ndim - 2, weight.shape[1]
-    found = saturating_pairs(weight).nonzero()
-    if not len(found):
+    rank, entries = weight.ndim - 2, _entries(weight, groups)
+    if not entries:
         return None
-    rows = kernel_order(weight.float())
-    per_group = weight.shape[0] // groups
-    taps = [divmod_all(tap, weight.shape[2:]) for tap in range(weight[0, 0].numel())]
-    # (tap of w0, tap of w1) -> its pairs: output, channels of x, weights.
-    entries = sorted((2 * p // channels, (2 * p + 1) // channels, o, p) for o, p in found.tolist())
-    batches = []
-    for (tap0, tap1), members in groupby(entries, key=lambda entry: entry[:2]):
-        listed = list(members)
-        out = torch.tensor([o for _, _, o, _ in listed])
-        k = torch.tensor([2 * p for _, _, _, p in listed])
-        base = out // per_group * channels
-        w0, w1 = (rows[out, k + n].reshape(-1, *[1] * (rank + 1)) for n in (0, 1))
-        batches.append((taps[tap0], taps[tap1], out, base + k % channels, base + (k + 1) % channels, w0, w1))
-    # A pair is off by less than 2¹⁵, so float32 holds the sum of 512 of them.
-    dtype = torch.float32 if int(found[:, 0].bincount().max()) <= 512 else torch.float64
+    # A pair is off by at most 255·254 − 32767 < 2¹⁵, so float32 holds the sum of 512 of them.
+    dtype = torch.float32 if int(torch.cat([e.out for e in entries]).bincount().max()) <= 512 else torch.float64
     begins, ends = padding[:rank], padding[rank:]
     pads = tuple(n for side in zip(begins[::-1], ends[::-1], strict=True) for n in side)
     extent = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
 
     def excess(codes: Tensor) -> Tensor:
-        raw = codes.to(torch.float32)
+        raw = codes.to(torch.float32).transpose(0, 1)  # (channel, batch, *image): an entry is a row
         raw = F.pad(raw, pads, value=zero) if any(pads) else raw
-        raw = raw.transpose(0, 1)  # (channel, batch, *image): an entry is a contiguous row
         sizes = [(n - e) // s + 1 for n, e, s in zip(raw.shape[2:], extent, stride, strict=True)]
+        total = raw.new_zeros((weight.shape[0], raw.shape[1] * prod(sizes)), dtype=dtype)
+        peaks = raw.flatten(1).amax(1)
+        sums = (raw + raw.roll(-1, 0)).flatten(1).amax(1)
+        step = max(1, _BUDGET // total.shape[1])
 
         def at(tap: tuple[int, ...]) -> Tensor:
-            view = raw
-            for axis, (index, d, s, n) in enumerate(zip(tap, dilation, stride, sizes, strict=True), start=2):
-                view = view.narrow(axis, index * d, (n - 1) * s + 1)[(slice(None),) * axis + (slice(None, None, s),)]
-            return view
+            ends = [i * d + (n - 1) * s + 1 for i, d, s, n in zip(tap, dilation, stride, sizes, strict=True)]
+            starts = [i * d for i, d in zip(tap, dilation, strict=True)]
+            return raw[(slice(None), slice(None), *map(slice, starts, ends, stride))].flatten(1)
 
-        total = raw.new_zeros((weight.shape[0], raw.shape[1], *sizes), dtype=dtype)
-        step = max(1, _BUDGET // total[0].numel())
-        for tap0, tap1, out, c0, c1, w0, w1 in batches:
-            view0, view1 = at(tap0), at(tap1)
-            for part in torch.arange(len(out)).split(step):
-                pair = view0[c0[part]].mul_(w0[part]).add_(view1[c1[part]].mul_(w1[part]))
-                total.index_add_(0, out[part], pair.clamp(-32768, 32767).sub_(pair).to(dtype))
-        return total.transpose(0, 1)
+        for group in entries:
+            alive = group.reached(peaks, sums)
+            if not len(alive.out):
+                continue
+            first = at(alive.taps[0])
+            second = first if alive.taps[0] == alive.taps[1] else at(alive.taps[1])
+            for part in torch.arange(len(alive.out)).split(step):
+                e = alive.at(part)
+                pair = first[e.channels[0]].mul_(e.weights[0][:, None]).add_(second[e.channels[1]].mul_(e.weights[1][:, None]))
+                total.index_add_(0, e.out, pair.clamp(-32768, 32767).sub_(pair).to(dtype))
+        return total.reshape(weight.shape[0], raw.shape[1], *sizes).transpose(0, 1)
 
     return excess
 

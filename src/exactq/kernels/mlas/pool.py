@@ -21,7 +21,7 @@ from exactq.errors import ModelError
 from exactq.kernels.mlas.conv import Kernel
 from exactq.kernels.sums import EXACT
 from exactq.numerics.formats import Grid
-from exactq.numerics.requantization import requantize_float, scalar_scale, scalar_zero, stored_range
+from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero, stored_range
 
 
 def global_average_pool(x: Grid, y: Grid) -> Kernel:
@@ -32,16 +32,16 @@ def global_average_pool(x: Grid, y: Grid) -> Kernel:
     sx, sy, accumulate = scalar_scale(x), scalar_scale(y), global_sum(x)
 
     @cache
-    def factor(count: int) -> Tensor:
+    def requantize(count: int) -> Kernel:
         ratio = sx / (sy * count)
         if count >= 2**24 or not 2.0**-32 <= float(ratio) < 256:
             raise ModelError(
                 f"QLinearGlobalAveragePool refuses {count} pixels with scales {float(sx):g} -> {float(sy):g}: "
                 f"the factor {float(ratio):g} must lie in 2^-32..256"
             )
-        return ratio
+        return requantization(ratio, y)
 
-    return lambda codes: requantize_float(accumulate(codes), factor(prod(codes.shape[2:])).to(codes.device), y)
+    return lambda codes: requantize(prod(codes.shape[2:]))(accumulate(codes))
 
 
 def global_sum(x: Grid) -> Kernel:

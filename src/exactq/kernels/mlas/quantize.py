@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exactq.numerics.formats import Grid
-from exactq.numerics.requantization import round_to_codes, scalar_scale, scalar_zero
+from exactq.numerics.requantization import rounding_to_codes, scalar_scale, scalar_zero
 
 
 def quantize_linear(y: Grid) -> Callable[[Tensor], Tensor]:
@@ -22,8 +22,8 @@ def quantize_linear(y: Grid) -> Callable[[Tensor], Tensor]:
     >>> quantize_linear(Grid(UINT8, torch.tensor(0.5), torch.tensor(3, dtype=torch.int32)))(torch.tensor([0.25, torch.nan]))
     tensor([3., 0.])
     """
-    scale = scalar_scale(y)
-    return lambda x: round_to_codes(x.to(torch.float32) / scale.to(x.device), y)
+    scale, finish = scalar_scale(y), rounding_to_codes(y, nan=True)
+    return lambda x: finish(x.to(torch.float32) / scale.to(x.device))
 
 
 def dequantize_linear(x: Grid) -> Callable[[Tensor], Tensor]:

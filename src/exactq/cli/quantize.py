@@ -1,0 +1,59 @@
+"""exactq quantize: plan, calibrate and export, without measuring."""
+
+from __future__ import annotations
+
+from exactq.cli.options import (
+    Calibration,
+    Data,
+    InputShape,
+    Json,
+    Model,
+    Out,
+    PlanFile,
+    RandomWeights,
+    RecipeName,
+    Seed,
+    Target,
+    Trust,
+    Weights,
+)
+
+
+def quantize(
+    model: Model,
+    weights: Weights = None,
+    data: Data = None,
+    target: Target = "onnxruntime",
+    recipe: RecipeName = "w8a8",
+    plan: PlanFile = None,
+    input_shape: InputShape = None,
+    calibration: Calibration = 512,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: Json = False,
+    trust: Trust = False,
+    random_weights: RandomWeights = False,
+) -> None:
+    """Write MODEL's plan, graphs and artifact into a run folder; `exactq verify` and `exactq export` take it from there."""
+    from exactq import runs
+    from exactq.cli.talking import print_json, talk
+
+    facts = runs.quantize(
+        model,
+        talk=talk(),
+        weights=weights,
+        data=data,
+        target=target,
+        recipe=recipe,
+        plan=plan,
+        input_shape=input_shape,
+        calibration=calibration,
+        seed=seed,
+        out=out,
+        trust=trust,
+        random_weights=random_weights,
+    )
+    if as_json:
+        print_json(facts)
+    else:
+        print(facts["out"])

@@ -1,0 +1,28 @@
+"""How a long job speaks: sentences, and progress on what takes longer than a moment. The shell has its own, libraries are silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Talk:
+    """`say(text)` tells a sentence, `show(heading, columns, rows)` a table; `track(what, total)` is a context whose value is
+    told each step's size."""
+
+    say: Callable[[str], None]
+    show: Callable[[str, tuple[str, ...], list[tuple[Any, ...]]], None]
+    track: Callable[[str, int | None], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def _silent_track(what: str, total: int | None) -> Iterator[Advance]:
+    yield lambda size: None
+
+
+SILENT = Talk(lambda text: None, lambda heading, columns, rows: None, _silent_track)
