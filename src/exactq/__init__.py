@@ -41,6 +41,7 @@ LAYERS = (
     ("models", "datasets", "metrics"),
     ("cache", "pythonfile"),
     ("graphs",),
+    ("compilation",),
     ("traces",),
     ("kernels",),
     ("numerics",),

@@ -207,6 +207,16 @@ def gemm(*, real: bool) -> Callable[[object, str], Case]:
     return of_draw(make)
 
 
+def near_tie(d: Draw, lo: int, hi: int, za: Array, zb: Array, zy: Array, sy: Array) -> tuple[int, int, Array, Array]:
+    """Codes and scales of two operands whose sum lies between two codes of the output but for the rounding of a scale."""
+    while True:
+        p, q = (int(n) for n in d.rng.integers(lo, hi + 1, 2))
+        half, ra = int(d.rng.integers(lo, hi)) + 0.5, f32(d.rng.uniform(0.1, 2))
+        away = half - int(zy) - float(ra) * (p - int(za))
+        if q != int(zb) and 0.05 < (rb := away / (q - int(zb))) < 5:
+            return p, q, np.array(ra * sy, f32), np.array(f32(rb) * sy, f32)
+
+
 def elementwise(op: str) -> Callable[[object, str], Case]:
     def make(d: Draw) -> Case:
         dtype = d.dtypes[0]
@@ -229,18 +239,10 @@ def elementwise(op: str) -> Callable[[object, str], Case]:
         match int(d.rng.integers(3)):
             case 0:  # exact ties
                 sa, sb, sy = (d.power_of_two() for _ in range(3))
-            case 1 if op == "QLinearAdd":  # near-ties, which one rounding more or less turns
-                sa, sy = np.array(d.rng.uniform(0.1, 0.6), f32), d.power_of_two()
-                p, q, half = int(d.rng.integers(lo, hi)), int(d.rng.integers(lo, hi)), int(d.rng.integers(lo, hi)) + 0.5
-                q += q == int(zb)
-                ratio = (half - int(zy) - float(sa) * (p - int(za))) / (q - int(zb))
-                sa, sb = np.array(sa * sy, f32), np.array(abs(ratio) * float(sy) + 1e-6, f32)
-                a.reshape(-1)[: (a.size + 1) // 2] = p
-                b.reshape(-1)[:] = q if b.size == 1 or d.chance(0.5) else b.reshape(-1)
-                if a.size > 1 and b.size == 1:
-                    a.reshape(-1)[:] = np.resize(np.arange(lo, hi + 1), a.size)
-                if b.size > 1 and a.size == 1:
-                    b.reshape(-1)[:] = np.resize(np.arange(lo, hi + 1), b.size)
+            case 1 if op == "QLinearAdd":  # a pair of codes whose sum one rounding more or less turns
+                sy = d.power_of_two()
+                p, q, sa, sb = near_tie(d, lo, hi, za, zb, zy, sy)
+                a.reshape(-1)[::2], b.reshape(-1)[::2] = p, q
         inputs = {"a": a, "sa": sa, "za": za, "b": b, "sb": sb, "zb": zb, "sy": sy, "zy": zy}
         return Case(op, inputs, ("a", "b"), str(dtype), domain="com.microsoft")
 

@@ -324,6 +324,35 @@ def test_parameters_have_to_be_finite_and_buffers_may_mask_with_infinity() -> No
     assert list(capture(masked, (torch.randn(2, 2),)).constants) == ["mask"]
 
 
+def test_a_model_that_writes_on_its_input_is_a_function_all_the_same() -> None:
+    x = torch.zeros(2, 3)
+    graph = capture(F_(lambda s, x: x.add_(1)), (x,))
+    assert walk(program(graph), (x,))[0].tolist() == [[1.0] * 3] * 2
+    assert x.sum() == 0
+
+
+def test_a_model_with_state_is_refused() -> None:
+    def count(model: Any, x: Tensor) -> Tensor:
+        model.calls += 1
+        return x * 2
+
+    model = F_(count)
+    model.register_buffer("calls", torch.zeros(()))
+    with pytest.raises(ModelError, match="the model changes its own 'calls' at each call"):
+        capture(model, (IMAGE,))
+    assert model.calls == 0
+
+
+def test_an_operator_that_torch_does_not_know_passes_through() -> None:
+    @torch.library.custom_op("exactq_tests::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return x * 2
+
+    twice.register_fake(torch.empty_like)
+    graph = capture(F_(lambda s, x: twice(x)), (IMAGE,))
+    assert [op_name(n) for n in graph.calls] == ["exactq_tests.twice"]
+
+
 def test_a_model_without_a_tensor_to_return_is_refused() -> None:
     with pytest.raises(ModelError, match="the model returns no tensor"):
         capture(F_(lambda s, x: None), (IMAGE,))

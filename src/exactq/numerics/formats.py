@@ -74,7 +74,7 @@ def format_named(name: str) -> Format:
     Format('int8', -127..127)
     """
     base, _, suffix = name.partition("-")
-    if base not in FORMATS or suffix not in ("", "narrow"):
+    if base not in FORMATS or suffix not in ("", "narrow") or (suffix and not FORMATS[base].signed):
         raise unknown("format", name, [*FORMATS, *(f"{n}-narrow" for n in FORMATS if n.startswith("int"))])
     return FORMATS[base].narrow if suffix else FORMATS[base]
 
@@ -141,8 +141,8 @@ class Grid:
         scale, zero = expand(self.scale, x.shape), expand(self.zero, x.shape)
         steps = torch.nan_to_num(x.to(torch.float32) / scale, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         # In float64 so that 32-bit formats, whose ends float32 cannot hold, clamp to their own ends.
-        lo, hi = (self.format.lo - zero).double(), (self.format.hi - zero).double()
-        return (torch.round(torch.clamp(steps.double(), lo, hi)) + zero).to(self.format.dtype)
+        steps, zero = steps.double(), zero.double()
+        return (torch.round(torch.clamp(steps, self.format.lo - zero, self.format.hi - zero)) + zero).to(self.format.dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The real of each code, float32: one float32 product (ONNX DequantizeLinear)."""

@@ -41,7 +41,7 @@ def capture(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor], *
     args, kwargs = _arguments(inputs)
     with _evaluating(model), _quiet():
         try:
-            model(*args, **kwargs)
+            model(*pytree.tree_map(torch.clone, args), **pytree.tree_map(torch.clone, kwargs))  # it may write on its inputs
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in (*args, *kwargs.values()))
             raise DataError(f"the model refuses inputs of shape {shapes}: {_first_line(error)} ({_where(error)})") from error
@@ -67,8 +67,9 @@ def _arguments(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[tuple[T
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode without gradients; every module's own mode comes back."""
+    """The model in evaluation mode without gradients; every module's own mode comes back, and every buffer's value."""
     modes = [(m, m.training) for m in model.modules()]
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     try:
         model.eval()
         with torch.no_grad():
@@ -76,6 +77,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):  # only what changed: others may read the buffer at this moment
+                    buffer.copy_(value)
 
 
 @contextmanager
@@ -135,6 +141,7 @@ def _named(module: fx.GraphModule, inputs: list[Tensor], model: nn.Module, *, fr
     for node in list(graph.nodes):
         if node.op == "call_module" or node.target is aten._assert_tensor_metadata.default:  # torch's guards
             graph.erase_node(node)
+    _without_state(graph)
     _whole_batch_norm(graph)
     _one_result_each(graph)
     _plain_views(graph)
@@ -171,6 +178,18 @@ def _refuse_not_finite(name: str, value: Tensor, *, parameter: bool) -> None:
     kind = "a NaN" if bool(torch.isnan(value[first])) else "an infinity"
     counted = f"{int(bad.sum())} of {value.numel()} values are not finite"
     raise ModelError(f"`{name}` has {kind} at index {first} ({counted}): a grid needs finite values")
+
+
+def _without_state(graph: fx.Graph) -> None:
+    """Drop what is written back to an input, whose new value is read directly; a buffer that changes is refused."""
+    for node in list(graph.nodes):
+        if node.target is not aten.copy_.default:
+            continue
+        place, value = node.args[:2]
+        if place.op == "get_attr":
+            raise ModelError(f"the model changes its own '{place.target}' at each call, which a graph without state cannot do")
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
 
 
 def _whole_batch_norm(graph: fx.Graph) -> None:
