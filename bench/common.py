@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def data_folder() -> Path:
-    """The folder of local data: `EXACTQ_DATA`, or `../shared/data` beside the checkout; ends the benchmark where it is missing."""
+    """The folder of local data: `EXACTQ_DATA`, or `../shared/data` beside the checkout; where missing, the benchmark ends."""
     folder = Path(os.environ.get("EXACTQ_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         raise SystemExit(f"skipped: there is no {folder}; set EXACTQ_DATA")

@@ -21,7 +21,8 @@ def main() -> None:
     weights = data_folder() / "models" / "resnet20-12fca82f.th"
     source = resolve("resnet20", weights=str(weights), calibration=64)
     graph = flow.prepare(source.module, source.example)
-    made = flow.quantize_graph(graph, calibration=(b.inputs for b in source.dataset.calibration), target="onnxruntime@avx512vnni")
+    calibration = (b.inputs for b in source.dataset.calibration)
+    made = flow.quantize_graph(graph, calibration=calibration, target="onnxruntime@avx512vnni")
     inputs = next(iter(source.dataset.evaluation)).inputs
     reference = program(graph)
     runs = {"float module": lambda: source.module(*inputs), "float graph": lambda: walk(reference, inputs)}
@@ -38,7 +39,8 @@ def main() -> None:
     with torch.no_grad():
         times = interleaved(runs, rounds=15)
     print(f"resnet20, batch 64, full-range weights (avx2 saturates and is corrected); {machine()}\n")
-    table(("forward", "ms", "times float graph"), [(n, f"{ms:.1f}", f"{ms / times['float graph']:.2f}") for n, ms in times.items()])
+    base = times["float graph"]
+    table(("forward", "ms", "times float graph"), [(n, f"{ms:.1f}", f"{ms / base:.2f}") for n, ms in times.items()])
     print(f"\n{peak_memory()}")
 
 

@@ -24,8 +24,9 @@ def main() -> None:
         one = tuple(x[:1].contiguous() for x in source.example)
         sessions = {name: runtime.session(file, threads=1) for name, file in files.items()}
         times = interleaved({name: partial(runtime.run, s, one) for name, s in sessions.items()}, rounds=40)
+        shape = "×".join(map(str, one[0].shape))
         for name, ms in times.items():
-            rows.append((model, "×".join(map(str, one[0].shape)), name, f"{ms:.2f}", f"{times['float'] / ms:.2f}", len(files[name]) // 1024))
+            rows.append((model, shape, name, f"{ms:.2f}", f"{times['float'] / ms:.2f}", len(files[name]) // 1024))
     print(f"one thread, batch 1, median of 40 interleaved rounds; {machine()}\n")
     table(("model", "input", "file", "ms", "times float", "KiB"), rows)
     print(f"\n{peak_memory()}")

@@ -1,4 +1,4 @@
-"""How good is int8 resnet20 on ONNX Runtime's default session, beside ONNX Runtime's own quantizer at equal data?
+"""Accuracy and logit SQNR of int8 resnet20 on ONNX Runtime's default session, beside ONNX Runtime's own quantizer.
 
 512 calibration images, 10,000 test images, trained CIFAR-10 weights; every row runs in the session a user gets by default.
 """
@@ -67,7 +67,8 @@ def main() -> None:
     files = {"float": float_model}
     recipes = sys.argv[1:] or ["w8a8", "portable", "w8a8-linear-w4"]
     for recipe in recipes:
-        files[f"exactq {recipe}"] = flow.quantize_graph(graph, calibration=(b.inputs for b in calibration), recipe=recipe).artifact()
+        made = flow.quantize_graph(graph, calibration=(b.inputs for b in calibration), recipe=recipe)
+        files[f"exactq {recipe}"] = made.artifact()
     for reduce_range in (False, True):
         name = "quantize_static" + (" reduce_range" if reduce_range else "")
         files[name] = by_onnxruntime(float_model, calibration, reduce_range=reduce_range)

@@ -12,6 +12,9 @@ A fenced block's tag says how it is read:
 from __future__ import annotations
 
 import doctest
+import html
+import importlib.util
+import inspect
 import os
 import re
 import stat
@@ -22,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from exactq.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -80,6 +85,43 @@ def run_console(block: Block, page: Path, folder: Path, *, compare: bool) -> Non
         assert done.returncode == c.code, f"exit code {done.returncode}, not {c.code}: {told}"
         if compare:
             assert doctest.OutputChecker().check_output(c.shown, done.stdout, OPTIONS), f"not what is shown: {told}"
+
+
+def reference() -> Any:
+    """docs/reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pages_that_the_program_makes_are_as_it_makes_them() -> None:
+    old = [path.name for path, text in reference().pages().items() if path.read_text(encoding="utf-8") != text]
+    assert old == [], "run `python docs/reference.py --write`"
+
+
+def test_every_verb_and_option_has_its_line_on_the_shells_page() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == [verb.__name__ for verb in VERBS]
+    for verb in VERBS:
+        wanted = {f"--{name.replace('_', '-')}" for name in inspect.signature(verb).parameters} - {
+            "--model",
+            "--run",
+            "--as-json",
+        }
+        assert {option for option in wanted if f"`{option}" not in sections[verb.__name__]} == set()
+
+
+def test_readme_lists_every_verb_and_shows_a_real_run() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [verb.__name__ for verb in VERBS]
+    picture = html.unescape((ROOT / "docs" / "images" / "run.svg").read_text(encoding="utf-8")).replace("\xa0", " ")
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert "exactq run simplecnn --yes" in shown[1] + shown[2]
+    assert [line for line in ("verdict", "verified", "latency") if not any(text.startswith(line) for text in shown)] == []
 
 
 @pytest.fixture

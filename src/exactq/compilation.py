@@ -14,7 +14,7 @@ _RECOMPILE_LIMIT = 4096
 
 
 def compiled(program: Program) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """`walk(program, …)` through torch.compile: the first call compiles (tens of seconds), later ones fuse the elementwise steps.
+    """`walk(program, …)` through torch.compile: the first call compiles (tens of seconds), later ones fuse elementwise steps.
 
     Needs a C++ compiler. Contraction of products and sums is off in Inductor's C++, so the bits are those of `walk`.
     """

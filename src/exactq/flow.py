@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from exactq.calibration.collect import calibrate
-from exactq.errors import UsageError
+from exactq.errors import ModelError, UsageError
 from exactq.graphs.graph import Graph
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
@@ -19,7 +19,8 @@ from exactq.plans import document
 from exactq.plans.build import build
 from exactq.plans.plan import Plan
 from exactq.plans.recipes import Recipe, recipe_named
-from exactq.quantization.apply import apply, plan_fits
+from exactq.quantization.apply import apply
+from exactq.quantization.fit import plan_fits
 from exactq.quantized import Quantized, load
 from exactq.sources.capture import capture
 from exactq.targets import target_named
@@ -48,7 +49,19 @@ def plan_graph(graph: Graph, *, target: str = "onnxruntime", recipe: str | Recip
     """The plan for a graph that `prepare` made."""
     chosen, isa = target_named(target)
     wishes = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    return build(graph, chosen.ability(isa), wishes, find_patterns(graph))
+    _refuse_constant_outputs(graph)
+    made = build(graph, chosen.ability(isa), wishes, find_patterns(graph))
+    plan_fits(graph, made, chosen.ability(isa))
+    return made
+
+
+def _refuse_constant_outputs(graph: Graph) -> None:
+    constants = graph.constants
+    if fixed := [name for name in graph.outputs if name in constants]:
+        raise ModelError(
+            f"the model returns its constant `{fixed[0]}`, whatever its inputs are: runtimes take models whose outputs are "
+            "computed; leave it out of the model's outputs"
+        )
 
 
 def quantize(
@@ -81,7 +94,9 @@ def quantize_graph(
 ) -> Quantized:
     """As `quantize`, for a graph that `prepare` made."""
     chosen = given_plan(plan) if plan is not None else plan_graph(graph, target=target, recipe=recipe)
-    plan_fits(graph, chosen)
+    target_of_plan, isa = target_named(f"{chosen.target}@{chosen.isa}")
+    _refuse_constant_outputs(graph)
+    plan_fits(graph, chosen, target_of_plan.ability(isa))
     states = calibrate(graph, chosen, map(as_tuple, calibration), progress)
     applied = apply(graph, chosen, states)
     return Quantized(graph, applied.graph, chosen, applied.notes)
@@ -112,5 +127,3 @@ def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int =
     """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ from exactq.targets import TARGETS
 from exactq.targets.target import Target
 from exactq.traces import Program
 
-PLAN, FLOAT, QUANTIZED = "plan.yaml", "float", "graph"
+PLAN, FLOAT, QUANTIZED, SEAL = "plan.yaml", "float", "graph", "quantized.json"
+"""The files of a folder: the plan, two graphs of two files each, and what ties them together: their hashes, and the notes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,24 +75,79 @@ class Quantized:
         path = Path(path)
         if path.suffix != self.target.suffix:
             raise UsageError(f"{path.name}: files for {self.target.name} end in '{self.target.suffix}'")
-        store.write(path, self.artifact())
+        try:
+            store.write(path, self.artifact())
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another file") from error
         return path
 
     def save(self, folder: str | Path) -> Path:
         """Write plan and graphs into a folder, made if needed; `load` reads them back without running anything."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        store.write(folder / PLAN, document.to_yaml(self.plan).encode())
+        files = {PLAN: document.to_yaml(self.plan).encode()}
         for name, graph in ((FLOAT, self.float_graph), (QUANTIZED, self.graph)):
-            store.save(graph, folder / f"{name}.json", folder / f"{name}.safetensors")
+            files[f"{name}.json"], files[f"{name}.safetensors"] = store.dumps(graph)
+        seal = {"format": FORMAT, "version": VERSION, "notes": list(self.notes), "files": _hashes(files)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                store.write(folder / name, data)
+            store.write(folder / SEAL, f"{json.dumps(seal, indent=1, ensure_ascii=False)}\n".encode())
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
         return folder
 
 
+FORMAT, VERSION = "exactq quantized model", 1
+
+
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
 def load(folder: str | Path) -> Quantized:
-    """The quantized model that `Quantized.save` wrote; raises `ModelError` where the folder is none, or damaged."""
+    """The quantized model that `Quantized.save` wrote; nothing in the folder is executed.
+
+    Raises `ModelError` where the folder is none, is damaged, or holds files of two models or a plan that was changed since.
+    """
     folder = Path(folder)
     if not (folder / PLAN).is_file():
         raise ModelError(f"{folder} is no folder of a quantized model: it has no {PLAN}")
-    plan = document.from_yaml((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN))
-    graphs = [store.load(folder / f"{name}.json", folder / f"{name}.safetensors") for name in (FLOAT, QUANTIZED)]
-    return Quantized(graphs[0], graphs[1], plan)
+    names = [PLAN, *(f"{graph}.{end}" for graph in (FLOAT, QUANTIZED) for end in ("json", "safetensors"))]
+    try:
+        files = {name: (folder / name).read_bytes() for name in names}
+    except OSError as error:
+        raise ModelError(f"{folder} is damaged: {error.strerror} ({error.filename})") from error
+    try:
+        plan = document.from_yaml(files[PLAN].decode(), str(folder / PLAN))
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{folder} is damaged: {PLAN} is no UTF-8 text ({error.reason})") from error
+    except UsageError as error:
+        raise ModelError(f"{folder} is damaged: {error}") from error
+    graphs = []
+    for name in (FLOAT, QUANTIZED):
+        try:
+            graphs.append(store.loads(files[f"{name}.json"], files[f"{name}.safetensors"]))
+        except ModelError as error:
+            raise ModelError(f"{folder}: {name}.json: {error}") from error
+    return Quantized(graphs[0], graphs[1], plan, _sealed_notes(folder, files))
+
+
+def _sealed_notes(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """The notes of the model whose files these are; `ModelError` where they are not all of one model, as it was written."""
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder} is damaged: {error.strerror} ({error.filename})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{folder} is damaged: {SEAL} is no JSON") from error
+    if not isinstance(seal, dict) or (seal.get("format"), seal.get("version")) != (FORMAT, VERSION):
+        raise ModelError(f"{folder} is damaged: {SEAL} is not of version {VERSION} of the format, which this exactq reads")
+    notes, written = seal.get("notes"), seal.get("files")
+    if not isinstance(notes, list) or not all(isinstance(n, str) for n in notes) or not isinstance(written, dict):
+        raise ModelError(f"{folder} is damaged: {SEAL} lacks its notes or its hashes")
+    for name, found in _hashes(files).items():
+        if written.get(name) != found:
+            mend = "give an edited plan to `quantize` instead" if name == PLAN else "quantize the model anew"
+            raise ModelError(f"{folder}: {name} is not the file that was written with the others: {mend}")
+    return tuple(notes)

@@ -1,4 +1,7 @@
-"""How a long job speaks: sentences, and progress on what takes longer than a moment. The shell has its own, libraries are silent."""
+"""How a long job speaks: sentences, tables, and progress on what takes longer than a moment.
+
+The shell has its own way to speak; a library is silent.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Talk:
-    """`say(text)` tells a sentence, `show(heading, columns, rows)` a table; `track(what, total)` is a context whose value is
-    told each step's size."""
+    """`say(text)` tells a sentence, `show(heading, columns, rows)` a table, `track(what, total)` counts steps.
+
+    A sentence begins with a label of at most ten letters, padded to eleven. The value of the context `track` is told the size
+    of each step; `total` None is a job of unknown length.
+    """
 
     say: Callable[[str], None]
     show: Callable[[str, tuple[str, ...], list[tuple[Any, ...]]], None]

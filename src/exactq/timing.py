@@ -12,6 +12,9 @@ from torch import Tensor
 
 Run = Callable[[Sequence[Tensor]], object]
 
+_RESOLUTION = 1e-6
+"""A nanosecond, in milliseconds: no clock tells shorter times apart."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -43,4 +46,5 @@ def latency(
             run(inputs)
             kept.append((perf_counter() - before) * 1000)
     first, second = median(times[0]), median(times[1])
-    return Latency(first, second, first / second, len(times[0]), len(inputs[0]), threads)
+    ratio = max(first, _RESOLUTION) / max(second, _RESOLUTION)
+    return Latency(first, second, ratio, len(times[0]), len(inputs[0]), threads)

@@ -23,8 +23,8 @@ Trace = dict[str, Tensor]
 class Step:
     """One value: `run(*inputs)` makes it. With a grid the value is codes (in any storage), without one it is reals.
 
-    `covers` names the graph's operators that the step does. `kernel` says in a word what runs (`mlas.conv`, `aten.relu`); `inexact` is the reason why its bits may not be those of
-    the runtime, or None where they are proven to be.
+    `covers` names the graph's operators that the step does. `kernel` says in a word what runs (`mlas.conv`, `aten.relu`);
+    `inexact` is the reason why its bits may not be those of the runtime, or None where they are proven to be.
     """
 
     name: str

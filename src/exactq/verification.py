@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exactq.errors import DataError
+from exactq.errors import DataError, TargetError
 from exactq.graphs.qdq import CODES, REAL
 from exactq.quantized import Quantized
 from exactq.traces import Program, Step, Trace, walk
@@ -84,12 +84,18 @@ class _Count:
     mismatches: int = 0
     max_lsb: int = 0
 
-    def add(self, expected: Tensor, found: Tensor) -> None:
+    def add(self, expected: Tensor, found: Tensor, step: float = 1.0) -> None:
+        """Count a tensor; `step` is what one code is worth in it. NaN equals NaN; of another shape nothing is equal."""
         self.elements += found.numel()
-        differ = found != expected
+        if found.shape != expected.shape:
+            self.mismatches += found.numel()
+            return
+        wanted, got = expected.double(), found.double()
+        differ = (got != wanted) & ~(got.isnan() & wanted.isnan())
         self.mismatches += int(differ.sum())
         if bool(differ.any()):
-            self.max_lsb = max(self.max_lsb, int((found.double() - expected.double()).abs().max().ceil()))
+            codes = (got - wanted)[differ].abs().div(step).nan_to_num(nan=1.0, posinf=1.0).max()
+            self.max_lsb = max(self.max_lsb, 1, round(float(codes)))
 
 
 def verify(
@@ -104,25 +110,34 @@ def verify(
 
     `artifact` is the file to run; without one it is made anew. The emulator is that of this machine's instruction set, which
     may be another than the plan's. Where a value is made in a float island, the emulator goes on from the runtime's own codes
-    there, so that everything behind is still checked. Raises `DataError` for no input at all.
+    there, so that everything behind is still checked. Raises `DataError` for no input at all and `TargetError` for a file that
+    the runtime cannot load or that is not of this model.
     """
     target = quantized.target
     isa = target.detect_isa()
     program = target.lower(quantized.graph, isa)
     runtime = target.open(quantized.artifact() if artifact is None else artifact)
+    grids = quantized.grids
     tensors: dict[str, _Count] = {}
-    outputs = {name: _Count() for name in program.outputs}
+    outputs: dict[str, _Count] = {}
     unverified: dict[str, str] = {}
     done = 0
     for batch in batches:
         batch = tuple(x[: inputs - done] for x in batch)
-        real = runtime.trace(batch)
-        predicted, answers = _emulate(program, batch, real, unverified)
-        for name, expected in predicted.items():
-            tensors.setdefault(name, _Count()).add(expected, real[name])
-        for name, answer, found in zip(program.outputs, answers, runtime.run(batch), strict=True):
-            if _output_reason(program, name) is None:
-                _add_output(outputs[name], answer, found, quantized, name)
+        seen = _emulate(program, batch, runtime.trace(batch))
+        answers = runtime.run(batch)
+        if len(answers) != len(program.outputs):
+            raise TargetError(
+                f"the file has {len(answers)} outputs, the model {len(program.outputs)}: is it another model's file?"
+            )
+        unverified |= {name.removesuffix(CODES).removesuffix(REAL): reason for name, reason in seen.reasons.items()}
+        for name, (expected, found) in seen.compared.items():
+            tensors.setdefault(name.removesuffix(CODES), _Count()).add(expected, found)
+        for full, expected, found in zip(program.outputs, seen.outputs, answers, strict=True):
+            name = full.removesuffix(REAL)
+            if full not in seen.reasons and name + CODES not in seen.reasons:
+                step = float(grids[name].scale) if name in grids else 1.0
+                outputs.setdefault(name, _Count()).add(expected, found, step)
         done += len(batch[0])
         if progress is not None:
             progress(len(batch[0]))
@@ -130,54 +145,52 @@ def verify(
             break
     if not done:
         raise DataError("there is no input to verify with: give at least one batch")
-    unverified |= {name.removesuffix(REAL): r for name in program.outputs if (r := _output_reason(program, name)) is not None}
     return Verdict(
         runtime=target.name,
         version=target.version,
         isa=isa,
         inputs=done,
-        tensors=tuple(Compared(name.removesuffix(CODES), **asdict(count)) for name, count in tensors.items()),
-        outputs=tuple(Compared(name.removesuffix(REAL), **asdict(count)) for name, count in outputs.items() if count.elements),
+        tensors=tuple(Compared(name, **asdict(count)) for name, count in tensors.items()),
+        outputs=tuple(Compared(name, **asdict(count)) for name, count in outputs.items()),
         unverified=tuple(f"{name}: {reason}" for name, reason in unverified.items()),
         operators=dict(runtime.operators),
     )
 
 
-def _emulate(
-    program: Program, batch: Sequence[Tensor], real: Trace, unverified: dict[str, str]
-) -> tuple[Trace, tuple[Tensor, ...]]:
-    """The predicted codes that the runtime shows too, and the outputs; what cannot be compared is noted."""
-    predicted: Trace = {}
+@dataclass(frozen=True)
+class _Seen:
+    """One batch: the codes that both have, the emulator's outputs, and for each value that cannot be compared the reason."""
+
+    compared: Mapping[str, tuple[Tensor, Tensor]]
+    outputs: tuple[Tensor, ...]
+    reasons: Mapping[str, str]
+
+
+def _emulate(program: Program, batch: Sequence[Tensor], real: Trace) -> _Seen:
+    """The emulator beside one trace of the runtime; where its bits are not known it goes on from the runtime's codes.
+
+    What follows from a value whose bits are not known and which the runtime does not show is not compared either.
+    """
+    compared: dict[str, tuple[Tensor, Tensor]] = {}
+    reasons: dict[str, str] = {}
+    lost: dict[str, str] = {}
 
     def see(step: Step, value: Tensor) -> Tensor | None:
-        if step.grid is None:
-            return None
-        if step.inexact is not None:
-            unverified[step.name.removesuffix(CODES)] = step.inexact
-            return real.get(step.name)
-        if step.name not in real:
-            unverified[step.name.removesuffix(CODES)] = "the optimised session does not hold this tensor"
-        elif real[step.name].shape != value.shape:
-            unverified[step.name.removesuffix(CODES)] = f"the optimised session holds it in the shape {tuple(real[step.name].shape)}"
-        else:
-            predicted[step.name] = value.to(step.grid.format.dtype)
+        unknown = next((lost[name] for name in step.inputs if name in lost), None)
+        reason = step.inexact or (None if unknown is None else f"it is made from `{unknown}`, whose bits are not known")
+        if reason is not None:
+            if step.grid is not None and step.name in real:
+                reasons[step.name] = reason
+                return real[step.name]
+            lost[step.name] = step.name.removesuffix(CODES).removesuffix(REAL) if unknown is None else unknown
+            if step.grid is not None or step.name in program.outputs:
+                reasons[step.name] = reason
+        elif step.grid is not None and step.name not in real:
+            reasons[step.name] = "no tensor of the optimised session is known to hold it"
+        elif step.grid is not None:
+            compared[step.name] = value.to(step.grid.format.dtype), real[step.name]
         return None
 
     with torch.no_grad():
         answers = walk(program, batch, see)
-    return predicted, answers
-
-
-def _output_reason(program: Program, name: str) -> str | None:
-    return next((s.inexact for s in program.steps if s.name == name), None)
-
-
-def _add_output(count: _Count, expected: Tensor, found: Tensor, quantized: Quantized, name: str) -> None:
-    """Compare final outputs as reals; their distance is counted in steps of their grid."""
-    count.elements += found.numel()
-    differ = found != expected
-    count.mismatches += int(differ.sum())
-    grid = quantized.grids.get(name.removesuffix(REAL))
-    if bool(differ.any()):
-        step = float(grid.scale) if grid is not None else 1.0
-        count.max_lsb = max(count.max_lsb, round(float((found - expected).abs().max()) / step))
+    return _Seen(compared, answers, reasons)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from exactq.datasets.catalog import LOADERS, load
 from exactq.datasets.splits import Indexed
@@ -20,7 +21,11 @@ def test_each_kind_of_data_gives_the_same_batches_for_the_same_seed(
     if name == "cifar10" and not (request.getfixturevalue("data") / "cifar10").is_dir():
         pytest.skip("cifar10 is not in EXACTQ_DATA")
     np.savez(tmp_path / "mine.npz", x=np.arange(40.0).reshape(20, 2))
-    spec = {"npz": f"npz:{tmp_path / 'mine.npz'}", "noise": "noise:1,2"}.get(name, name)
+    for number in range(20):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "a" / f"{number}.png")
+    argument = {"npz": tmp_path / "mine.npz", "noise": "1,2", "imagefolder": tmp_path}.get(name)
+    spec = name if argument is None else f"{name}:{argument}"
     first, second = (load(spec, calibration=9, batch_size=4, seed=5) for _ in range(2))
     assert isinstance(first.calibration, Indexed)
     assert [len(batch) for batch in first.calibration] == [4, 4, 1]
@@ -34,7 +39,7 @@ def test_each_kind_of_data_gives_the_same_batches_for_the_same_seed(
     [
         (
             "digts",
-            r"unknown data 'digts': did you mean 'digits'\? Known: cifar10\[:DIR\], digits, file.py:factory, noise:SHAPE",
+            r"unknown data 'digts': did you mean 'digits'\? Known: cifar10\[:DIR\], digits, file.py:factory, imagefolder:DIR",
         ),
         ("digits:all", "data 'digits:all' is not complete or too much: write digits"),
         ("npz", "write npz:FILE"),

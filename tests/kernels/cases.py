@@ -209,15 +209,16 @@ def gemm(*, real: bool) -> Callable[[object, str], Case]:
 
 def near_tie(d: Draw, lo: int, hi: int, za: Array, zb: Array, zy: Array, sy: Array) -> tuple[int, int, Array, Array]:
     """Codes and scales of two operands whose sum lies between two codes of the output but for the rounding of a scale."""
-    while True:
+    for _ in range(100):  # zeros at opposite ends allow none
         p, q = (int(n) for n in d.rng.integers(lo, hi + 1, 2))
         half, ra = int(d.rng.integers(lo, hi)) + 0.5, f32(d.rng.uniform(0.1, 2))
         away = half - int(zy) - float(ra) * (p - int(za))
         if q != int(zb) and 0.05 < (rb := away / (q - int(zb))) < 5:
             return p, q, np.array(ra * sy, f32), np.array(f32(rb) * sy, f32)
+    return 0, 0, d.scale(), d.scale()
 
 
-def elementwise(op: str) -> Callable[[object, str], Case]:
+def elementwise(op: str, *, near_ties: bool = False) -> Callable[[object, str], Case]:
     def make(d: Draw) -> Case:
         dtype = d.dtypes[0]
         lo, hi = np.iinfo(dtype).min, np.iinfo(dtype).max
@@ -233,10 +234,12 @@ def elementwise(op: str) -> Callable[[object, str], Case]:
             ((2, 5, 1), (5, 1)),
             ((), (n,)),
         )
+        if near_ties:
+            a, b = d.one_of(((64,), (64,)), ((64,), (1,)), ((1,), (64,)))
         a, b = d.codes(a, dtype), d.codes(b, dtype)
         za, zb, zy = d.zero(dtype), d.zero(dtype), d.zero(dtype)
         sa, sb, sy = d.scale(), d.scale(), d.scale()
-        match int(d.rng.integers(3)):
+        match 1 if near_ties else int(d.rng.integers(3)):
             case 0:  # exact ties
                 sa, sb, sy = (d.power_of_two() for _ in range(3))
             case 1 if op == "QLinearAdd":  # a pair of codes whose sum one rounding more or less turns
@@ -381,6 +384,7 @@ OPERATORS: Mapping[str, tuple[Callable[[object, str], Case], tuple[str, ...]]] =
     "gemm": (gemm(real=False), PAIRINGS),
     "gemm-real": (gemm(real=True), PAIRINGS),
     "add": (elementwise("QLinearAdd"), BOTH),
+    "add-near-ties": (elementwise("QLinearAdd", near_ties=True), BOTH),
     "mul": (elementwise("QLinearMul"), BOTH),
     "global-average-pool": (global_average_pool, BOTH),
     "average-pool": (average_pool, BOTH),

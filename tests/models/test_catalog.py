@@ -11,7 +11,8 @@ from torch import nn
 
 from exactq.errors import DataError, UsageError
 from exactq.metrics import ACCURACY, measure
-from exactq.models.catalog import MODELS, Builtin, build, model_named
+from exactq.models.catalog import MODELS, SMALL, Builtin, build, model_named
+from exactq.models.mobilenetv2 import InvertedResidual
 from exactq.sources.resolve import resolve
 
 each = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -59,6 +60,47 @@ def test_resnet18_has_torchvisions_names_and_size() -> None:
     names = set(net.state_dict())
     assert {"conv1.weight", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.running_var", "fc.bias"} <= names
     assert len(names) == 122
+
+
+def test_mobilenetv2_has_torchvisions_names_and_size() -> None:
+    net = build(MODELS["mobilenetv2"])
+    assert sum(p.numel() for p in net.parameters()) == 3_504_872
+    layers = Counter(type(module) for module in net.modules())
+    assert (layers[nn.Conv2d], layers[nn.ReLU6]) == (52, 35)
+    assert sum(module.residual for module in net.modules() if isinstance(module, InvertedResidual)) == 10
+    names = set(net.state_dict())
+    assert {"features.0.0.weight", "features.1.conv.1.weight", "features.17.conv.2.weight", "features.18.1.bias"} <= names
+    assert {"features.2.conv.0.1.running_mean", "features.2.conv.3.bias", "classifier.1.bias"} <= names
+    assert len(names) == 314
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2"])
+def test_small_images_take_the_form_that_keeps_their_size(name: str) -> None:
+    model = MODELS[name]
+    strides = {
+        side: sum(m.stride == (2, 2) for m in build(model, shape=(3, side, 8)).modules() if isinstance(m, nn.Conv2d))
+        for side in (SMALL, SMALL + 1)
+    }
+    assert strides == {"resnet18": {64: 6, 65: 7}, "mobilenetv2": {64: 3, 65: 5}}[name]
+    pools = [m for m in build(model, shape=(3, 64, 64)).modules() if isinstance(m, nn.MaxPool2d)]
+    assert not pools
+
+
+def test_a_width_multiplies_the_channels() -> None:
+    whole, quarter = (build(MODELS["resnet18"], shape=(3, 32, 32), width=width) for width in (1, 0.25))
+    for tensor, part in zip(whole.buffers(), quarter.buffers(), strict=True):
+        assert tensor.dim() == 0 or part.numel() == tensor.numel() / 4
+    half = build(MODELS["mobilenetv2"], width=0.5).state_dict()
+    assert [half[f"features.{i}.conv.3.weight"].numel() for i in (2, 4, 7, 11, 14, 17)] == [16, 16, 32, 48, 80, 160]
+
+
+def test_weights_choose_between_two_forms_where_only_one_has_their_shapes() -> None:
+    model = MODELS["resnet18"]
+    for own in ((3, 224, 224), (3, 32, 32)):
+        net = build(model, shape=own, classes=5)
+        for shape in ((3, 224, 224), (3, 32, 32)):
+            other = build(model, shape=shape, classes=5, weights=net.state_dict())
+            assert other.load_state_dict(net.state_dict())
 
 
 def test_images_that_are_too_small_are_told() -> None:

@@ -96,6 +96,15 @@ def test_weights_from_a_file_bring_their_number_of_classes(tmp_path: Path) -> No
     assert source.module(*source.example).shape == (2, 12)
 
 
+def test_weights_of_the_form_for_large_images_make_that_form_of_small_images_too(tmp_path: Path) -> None:
+    for shape, kernel in ((MODELS["resnet18"].shape, 7), ((3, 32, 32), 3)):
+        net = build(MODELS["resnet18"], shape=shape, classes=3)
+        save_file(net.state_dict(), tmp_path / "w.safetensors")
+        source = resolve("resnet18", weights=str(tmp_path / "w.safetensors"), data="noise:1,3,40,40", calibration=2)
+        assert source.module.get_parameter("conv1.weight").shape == (64, 3, kernel, kernel)
+        assert source.module(*source.example).shape == (2, 3)
+
+
 def test_weights_for_other_images_are_told(tmp_path: Path) -> None:
     save_file(build(MODELS["resnet20"]).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"`conv1.weight` has the shape \(16, 3, 3, 3\), the model's is \(16, 1, 3, 3\)"):
@@ -143,7 +152,12 @@ def test_a_factorys_model_takes_weights_too(file: str, tmp_path: Path) -> None:
         (":net", {"data": "noise:1,4"}, ModelError, r"nets.py:\d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         (":net", {"data": "noise:1,3;1,2;1,1"}, ModelError, "TypeError: .*takes from 2 to 3 positional arguments"),
         (":net", {"data": "noise:1,3", "input_shape": "1,5"}, DataError, "--input-shape says 1,5, and `noise:1,3` gives 1,3"),
-        (":net", {}, UsageError, "needs data: --data npz:FILE or file.py:factory; for speed and size alone --random-weights"),
+        (
+            ":net",
+            {},
+            UsageError,
+            "needs data: --data imagefolder:DIR, npz:FILE or file.py:factory; for speed and size alone --random",
+        ),
         (":net", {"random_weights": True}, UsageError, "needs its input shape: --input-shape 1,3,32,32"),
         (":nett", {"data": "noise:1,3"}, UsageError, "unknown function in .*nets.py 'nett': did you mean 'net'"),
         ("", {"data": "noise:1,3"}, UsageError, "names no function: write .*nets.py:FUNCTION, it has Net, net"),
@@ -162,7 +176,7 @@ def test_what_is_wrong_with_a_users_model_is_told(
         (
             "simplecn",
             UsageError,
-            r"unknown model 'simplecn': did you mean 'simplecnn'\? Known: file.py:factory, resnet18, resnet20",
+            r"unknown model 'simplecn': did you mean 'simplecnn'\? Known: file.py:factory, mobilenetv2, .*, timm:NAME",
         ),
         ("none.py:net", ModelError, "there is no file none.py"),
         ("nets/none.onnx", ModelError, r"there is no file nets/none.onnx. MODEL is one of simplecnn, .*, file.py:factory"),

@@ -1,10 +1,18 @@
-"""The shell door: one file a verb. Result on stdout, talk on stderr; exit 0 = yes, 1 = the honest answer is no, 2 = misuse."""
+"""The shell door: one file a verb. Result on stdout, talk on stderr.
+
+Exit code 0 = yes, 1 = the honest answer is no, 2 = misuse or bad input, 3 = a bug of exactq, 130 = interrupted.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 import typer
 
@@ -18,6 +26,9 @@ from exactq.errors import ExactqError
 
 VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, targets)
 
+NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
+"""The exit codes besides 0."""
+
 app = typer.Typer(
     name="exactq",
     help="Quantize a PyTorch model for the runtime it will run on, and know every integer that runtime will produce.",
@@ -28,8 +39,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
+_Misuse: type[Any] = typer.BadParameter.__mro__[2]
+"""Click's ClickException, which some versions of typer carry within themselves."""
 
-def _version(wanted: bool) -> None:
+
+def _version(*, wanted: bool) -> None:
     if wanted:
         from exactq import __version__
 
@@ -39,7 +53,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _exactq(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version and stop."),
+    version: bool = typer.Option(  # noqa: FBT001 (typer's own form of a flag)
+        False,
+        "--version",
+        callback=lambda value: _version(wanted=value),
+        is_eager=True,
+        help="Print the version and stop.",
+    ),
 ) -> None:
     pass
 
@@ -48,18 +68,83 @@ for _verb in VERBS:
     app.command(_verb.__name__)(_verb)
 
 
-def main() -> None:
-    """Run the command line; a refusal is one line on stderr and exit code 2, never a traceback."""
+class _Terminated(BaseException):
+    """SIGTERM; not a SystemExit, which a user's own code may raise too."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line, the process's own if none is given, and exit; what goes wrong is one line on stderr.
+
+    `EXACTQ_TRACEBACK=1` shows the traceback before that line.
+    """
+    # Read when torch is imported: its threads then sleep while they wait, instead of fighting other work for the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign is no reason to fail
+    _end_on_terminate()
     try:
-        app()
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+    except _Terminated:
+        sys.exit(128 + signal.SIGTERM)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("interrupted; nothing was left behind", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+        sys.exit(128 + signal.SIGPIPE)
+    except _Misuse as error:
+        _misuse(error)
     except ExactqError as error:
-        _refuse(str(error))
+        _end(str(error), MISUSE)
     except OSError as error:
-        _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        place = f": {error.filename}" if error.filename else ""
+        _end(f"{error.strerror or error}{place}; what was begun is removed again", MISUSE)
+    except MemoryError as error:
+        _end(f"out of memory ({error or 'asked for too much'}): use a smaller model, batch or input shape", MISUSE)
+    except Exception as error:
+        if "can't allocate memory" in str(error):
+            _end("out of memory: use a smaller model or input shape", MISUSE)
+        said = str(error).strip().splitlines()
+        _end(
+            f"a bug of exactq, not yours: {type(error).__name__}: {said[0] if said else 'no message'} "
+            "(EXACTQ_TRACEBACK=1 shows where; please report it)",
+            BUG,
+        )
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _refuse(message: str) -> None:
-    print(f"exactq: {message}", file=sys.stderr)
-    sys.exit(2)
+def _end_on_terminate() -> None:
+    """Let SIGTERM unwind as Ctrl-C does, so that staging folders go; only a main thread may set this."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, end)
+
+
+def _misuse(error: Any) -> NoReturn:
+    """End with click's complaint in one line; called without any verb, that is the help."""
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(message, err=True)
+        sys.exit(MISUSE)
+    context = getattr(error, "ctx", None)
+    if (name := getattr(error, "option_name", None)) is not None and context is not None:
+        known = [option for p in context.command.params for option in p.opts if option.startswith("--")]
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            message = f"no such option {name}: {guess}"
+    help_of = f"{context.command_path} --help" if context is not None else "exactq --help"
+    _end(f"{message.strip().rstrip('.')}{'' if message.strip().endswith('?') else ';'} see `{help_of}`", MISUSE)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    if os.environ.get("EXACTQ_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"exactq: {' '.join(message.split())}", err=True)
+    sys.exit(code)

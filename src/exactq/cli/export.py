@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from exactq.cli.options import writable
+
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    *,
     out: Annotated[str, typer.Option(metavar="FILE", help="The file to write; its ending is the target's.")],
 ) -> None:
-    """Write the quantized model of RUN as the target's own file."""
-    from exactq.quantized import load
+    """Write RUN's quantized model as the target's own file.
 
-    print(load(run).export(out))
+    Its path is printed.
+    """
+    path = writable(Path(out))
+    from exactq import runs
+
+    typer.echo(runs.open_model(Path(run)).export(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from exactq.cli.options import (
     Calibration,
     Data,
@@ -21,10 +23,11 @@ from exactq.cli.options import (
 
 def quantize(
     model: Model,
+    *,
     weights: Weights = None,
     data: Data = None,
     target: Target = "onnxruntime",
-    recipe: RecipeName = "w8a8",
+    recipe: RecipeName = None,
     plan: PlanFile = None,
     input_shape: InputShape = None,
     calibration: Calibration = 512,
@@ -34,26 +37,33 @@ def quantize(
     trust: Trust = False,
     random_weights: RandomWeights = False,
 ) -> None:
-    """Write MODEL's plan, graphs and artifact into a run folder; `exactq verify` and `exactq export` take it from there."""
-    from exactq import runs
-    from exactq.cli.talking import print_json, talk
+    """Write MODEL's plan, graphs and artifact, and measure nothing.
 
-    facts = runs.quantize(
-        model,
-        talk=talk(),
-        weights=weights,
-        data=data,
-        target=target,
-        recipe=recipe,
-        plan=plan,
-        input_shape=input_shape,
-        calibration=calibration,
-        seed=seed,
-        out=out,
-        trust=trust,
-        random_weights=random_weights,
-    )
+    They go into a run folder, from where `exactq verify` and `exactq export` take them.
+    """
+    from exactq import runs
+    from exactq.cli.talking import job, print_json, talk
+
+    speak = talk()
+    with job():
+        facts = runs.quantize(
+            model,
+            talk=speak,
+            weights=weights,
+            data=data,
+            target=target,
+            recipe=recipe,
+            plan=plan,
+            input_shape=input_shape,
+            calibration=calibration,
+            seed=seed,
+            out=out,
+            trust=trust,
+            random_weights=random_weights,
+        )
+        for note in facts["notes"]:
+            speak.say(f"note       {note}")
     if as_json:
         print_json(facts)
     else:
-        print(facts["out"])
+        typer.echo(facts["out"])

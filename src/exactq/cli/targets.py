@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exactq.cli.options import Json
 
 
-def targets(as_json: Json = False) -> None:
-    """List the targets with the instruction sets whose integers were measured, and this machine's."""
+def targets(*, as_json: Json = False) -> None:
+    """List the runtimes and their instruction sets.
+
+    Those whose integers were measured, and this machine's.
+    """
     from exactq.cli.talking import print_json, print_table
     from exactq.errors import TargetError
     from exactq.targets import TARGETS
 
-    found = []
+    found: list[dict[str, Any]] = []
     for target in TARGETS.values():
         try:
-            here: str | None = target.detect_isa()
+            here = target.detect_isa()
         except TargetError:
             here = None
         found.append({"target": target.name, "version": target.version, "isas": list(target.isas), "here": here})
     if as_json:
         print_json(found)
     else:
-        rows = [(f["target"], f["version"], ", ".join(f["isas"]), f["here"] or "not measured") for f in found]  # type: ignore[arg-type]
+        rows = [(f["target"], f["version"], ", ".join(f["isas"]), f["here"] or "not measured") for f in found]
         print_table("targets", ("target", "version", "measured instruction sets", "this machine"), rows)

@@ -6,35 +6,39 @@ from typing import Annotated
 
 import typer
 
-from exactq.cli.options import Data, Json, Seed
+from exactq.cli.options import Data, Json, Seed, whole
 
 
 def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    *,
     data: Data = None,
-    inputs: Annotated[int, typer.Option(metavar="N", help="How many inputs.")] = 64,
+    inputs: Annotated[int, typer.Option(metavar="N", parser=whole("--inputs"), help="How many inputs.")] = 64,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare every integer of RUN's artifact on this machine's runtime with the predicted one.
+    """Compare every integer of RUN with the predicted one.
 
-    Exit code 1 if any differs or nothing could be compared.
+    RUN's artifact runs on this machine's runtime, beside the emulator. Exit code 1 if any differs or nothing could be compared.
     """
     from exactq import runs
-    from exactq.cli.talking import print_json, print_table, talk
+    from exactq.cli.talking import job, print_json, print_lines, print_table, talk
 
-    verdict = runs.verify_run(run, data=data, inputs=inputs, seed=seed, talk=talk())
+    with job():
+        verdict = runs.verify_run(run, data=data, inputs=inputs, seed=seed, talk=talk())
     if as_json:
         print_json(verdict.to_json())
     else:
-        rows = [(t.name, f"{t.elements:,}", t.mismatches, t.max_lsb) for t in (*verdict.tensors, *verdict.outputs)]
+        compared = [*((t.name, t) for t in verdict.tensors), *((f"{t.name} (output, as real)", t) for t in verdict.outputs)]
+        rows = [(name, t.elements, t.mismatches, t.max_lsb) for name, t in compared]
         print_table("integers", ("tensor", "elements", "mismatches", "max LSB"), rows)
-        for text in verdict.unverified:
-            print(f"unverified {text}")
-        word = "equal" if verdict.equal else "DIFFERS"
-        print(
-            f"{word}: {verdict.mismatches:,} of {verdict.elements:,} integers differ on {verdict.inputs} inputs "
-            f"({verdict.runtime} {verdict.version}, {verdict.isa})"
+        print_lines(
+            [
+                *(("unverified", text) for text in verdict.unverified),
+                ("verdict", "ok" if verdict.equal else "differs" if verdict.elements else "nothing could be compared"),
+                ("integers", f"{verdict.mismatches:,} of {verdict.elements:,} differ on {verdict.inputs} inputs"),
+                ("runtime", f"{verdict.runtime} {verdict.version}, {verdict.isa}"),
+            ]
         )
     if not verdict.equal:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import prod
 from typing import Any
 
@@ -40,10 +40,10 @@ def program(graph: Graph) -> Program:
     return Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs)
 
 
-def bind(graph: Graph, node: fx.Node) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """A call as a function of its non-constant inputs alone, and their value names in order."""
-    reads = tuple(n for n in node.all_input_nodes if n.op != "get_attr")
-    constants = {n: constant(graph.module, n) for n in node.all_input_nodes if n.op == "get_attr"}
+def bind(graph: Graph, node: fx.Node, free: Collection[str] = ()) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A call as a function of its non-constant inputs and the constants in `free` alone, and their value names in order."""
+    reads = tuple(n for n in node.all_input_nodes if n.op != "get_attr" or graph.name(n) in free)
+    constants = {n: constant(graph.module, n) for n in node.all_input_nodes if n not in reads}
     # A value is its elements, not their order in memory: channels-last batches pass where `view` would refuse their strides.
     target: Any = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
 

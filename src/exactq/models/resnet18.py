@@ -1,4 +1,7 @@
-"""ResNet-18 for ImageNet (He et al. 2015, arXiv 1512.03385, table 1), with torchvision's module names: its weights fit."""
+"""ResNet-18 for ImageNet (He et al. 2015, arXiv 1512.03385, table 1), with torchvision's module names: its weights fit.
+
+For images of at most 64 pixels there is the form that is usual for CIFAR: a stem of 3×3 with stride 1, no pooling behind it.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,27 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Class scores (n, classes) of images (n, *shape); shape is (channels, height, width)."""
+    """Class scores (n, classes) of images (n, *shape); shape is (channels, height, width).
 
-    def __init__(self, shape: tuple[int, int, int] = (3, 224, 224), classes: int = 1000) -> None:
+    `small` is the form for small images; `width` multiplies the channels.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int] = (3, 224, 224), classes: int = 1000, *, small: bool = False, width: float = 1.0
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        a, b, c, d = (int(channels * width) for channels in (64, 128, 256, 512))
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(shape[0], a, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(a)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(BasicBlock(a, a, 1), BasicBlock(a, a, 1))
+        self.layer2 = nn.Sequential(BasicBlock(a, b, 2), BasicBlock(b, b, 1))
+        self.layer3 = nn.Sequential(BasicBlock(b, c, 2), BasicBlock(c, c, 1))
+        self.layer4 = nn.Sequential(BasicBlock(c, d, 2), BasicBlock(d, d, 1))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(512, classes)
+        self.fc = nn.Linear(d, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -7,14 +7,16 @@ keeps the grid it finds, an activation right behind a computing kernel leaves th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from exactq.errors import UsageError
-from exactq.graphs.graph import Graph, constant, op_name
+from exactq.graphs.graph import Graph, arguments, constant, op_name
+from exactq.graphs.programs import fake_values, is_compute
 from exactq.numerics.formats import INT32, Format, spelled
-from exactq.plans.plan import Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
+from exactq.plans.plan import Edge, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
 from exactq.plans.recipes import Recipe
 from exactq.plans.recipes import Rule as Wish
 from exactq.plans.rules import Ability, Activates, Computes, Makes, Passes, Rule
@@ -28,19 +30,32 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
     if recipe.activations not in ability.activations:
         raise _format_error("activations", recipe.activations, ability.activations, ability)
     wishes = _wishes(graph, recipe)
-    integer, refused = _integer_calls(graph, ability, wishes)
+    reals = real_values(graph)
+    integer, refused = _integer_calls(graph, ability, wishes, reals)
     wanted = _wanted(graph, integer)
+    layers = _Layers(graph, {n: rule for n, rule in integer.items() if isinstance(rule, Computes)}, ability, recipe, wishes)
     slots: dict[str, Slot] = {}
     for node in graph:
         name = graph.name(node)
         if node.op == "placeholder":
-            slots[name] = _input_slot(node, node in wanted, recipe, graph)
+            slots[name] = _input_slot(name, recipe, wanted=node in wanted, dtype=_dtype(graph, name))
         elif node.op == "call_function":
-            for slot_name, slot in _call_slots(graph, node, integer.get(node), wanted, ability, recipe, wishes, patterns, refused):
-                slots[slot_name] = slot
+            for constant_name, slot in layers.constants(node):
+                slots.setdefault(constant_name, slot)
+            slots[name] = _call_slot(graph, node, integer, wanted, ability, recipe, patterns, refused)
     for node in graph:
         slots.setdefault(graph.name(node), Float("a constant that no integer kernel reads"))
-    return Plan(ability.target, ability.isa, recipe.name, slots)
+    edges = {edge: slot for edge, slot in layers.bias_edges() if slots[edge.value] != slot}
+    return Plan(ability.target, ability.isa, recipe.name, slots, edges)
+
+
+def real_values(graph: Graph) -> set[str]:
+    """The names of the float32 values, which are all that codes can stand for."""
+    return {name for name, value in fake_values(graph).items() if value.dtype == torch.float32}
+
+
+def _dtype(graph: Graph, name: str) -> torch.dtype:
+    return next(i.dtype for i in graph.inputs if i.name == name)
 
 
 def _format_error(what: str, asked: Format, allowed: tuple[Format, ...], ability: Ability) -> UsageError:
@@ -49,23 +64,27 @@ def _format_error(what: str, asked: Format, allowed: tuple[Format, ...], ability
 
 
 def _wishes(graph: Graph, recipe: Recipe) -> dict[str, Wish]:
-    """Layer name -> the recipe's rule for it; the last that fits wins, and a rule that fits nothing is an error."""
-    layers = {graph.name(n): op_name(n) for n in graph.calls}
+    """Layer name -> the recipe's rule for it; the last that fits wins, and a rule that fits nothing is an error.
+
+    A rule about weights fits layers that have some.
+    """
     found: dict[str, Wish] = {}
     for rule in recipe.rules:
+        layers = {graph.name(n): op_name(n) for n in graph.calls if rule.weights is None or is_compute(n)}
         fits = [name for name, op in layers.items() if rule.match.fits(name, op)]
         if not fits:
-            some = ", ".join(list(layers)[:8])
+            some = ", ".join(f"{name} ({op.removeprefix('aten.')})" for name, op in list(layers.items())[:8])
+            what = "its values" if rule.weights is None else "its layers with weights"
             raise UsageError(
                 f"the rule for '{rule.match}' of recipe '{recipe.name}' matches nothing in this model; "
-                f"its values are {some}{' …' if len(layers) > 8 else ''}: mend the pattern or drop the rule"
+                f"{what} are {some or 'none'}{' …' if len(layers) > 8 else ''}: mend the pattern or drop the rule"
             )
         found |= dict.fromkeys(fits, rule)
     return found
 
 
 def _integer_calls(
-    graph: Graph, ability: Ability, wishes: Mapping[str, Wish]
+    graph: Graph, ability: Ability, wishes: Mapping[str, Wish], reals: set[str]
 ) -> tuple[dict[fx.Node, Rule], dict[fx.Node, str]]:
     """The calls that run in integers with their rules, and for the others the reason why not."""
     integer: dict[fx.Node, Rule] = {}
@@ -77,7 +96,9 @@ def _integer_calls(
             refused[node] = f"{ability.target} has no integer kernel for `{op_name(node).removeprefix('aten.')}`"
         elif wish is not None and wish.stay_float:
             refused[node] = wish.reason
-        elif reason := rule.declines(node) or _operand_reason(node, rule):
+        elif unreal := [n for n in (*node.all_input_nodes, node) if graph.name(n) not in reals]:
+            refused[node] = f"`{graph.name(unreal[0])}` is not made of float32 reals"
+        elif reason := rule.declines(node) or operand_reason(node, rule):
             refused[node] = reason
         else:
             integer[node] = rule
@@ -97,12 +118,14 @@ def _integer_calls(
     return integer, refused
 
 
-def _operand_reason(node: fx.Node, rule: Rule) -> str | None:
+def operand_reason(node: fx.Node, rule: Rule) -> str | None:
     """Why the operands of a call do not fit its integer kernel, or None where they do."""
     if isinstance(rule, Computes):
         if not (isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"):
             return "its weight is computed, not a constant"
-        bias = node.args[2] if len(node.args) > 2 else None
+        if _first(node).op == "get_attr":
+            return "its input is a constant"
+        bias = arguments(node).get("bias")
         if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
             return "its bias is computed, not a constant"
         return None
@@ -140,89 +163,127 @@ def _wanted(graph: Graph, integer: Mapping[fx.Node, Rule]) -> set[fx.Node]:
     return wanted
 
 
-def _input_slot(node: fx.Node, wanted: bool, recipe: Recipe, graph: Graph) -> Slot:
-    spec = next(i for i in graph.inputs if i.name == graph.name(node))
-    if spec.dtype != torch.float32:
-        return Float(f"an input of {str(spec.dtype).removeprefix('torch.')}, not of reals")
+def _input_slot(name: str, recipe: Recipe, *, wanted: bool, dtype: torch.dtype) -> Slot:
+    if dtype != torch.float32:
+        return Float(f"an input of {str(dtype).removeprefix('torch.')}, not of float32 reals")
     if not wanted:
         return Float("no integer kernel reads it")
     return Own(recipe.activations, recipe.activation_observer, "the model's input is quantized once, at the border")
 
 
-def _call_slots(
+def _call_slot(
     graph: Graph,
     node: fx.Node,
-    rule: Rule | None,
+    integer: Mapping[fx.Node, Rule],
     wanted: set[fx.Node],
     ability: Ability,
     recipe: Recipe,
-    wishes: Mapping[str, Wish],
     patterns: Mapping[str, str],
     refused: Mapping[fx.Node, str],
-) -> Iterator[tuple[str, Slot]]:
+) -> Slot:
     name = graph.name(node)
 
     def own(reason: str) -> Own:
         return Own(recipe.activations, recipe.activation_observer, reason)
 
-    match rule:
-        case Computes(kernel, _, axis):
-            yield from _weight_slots(graph, node, rule, axis, ability, recipe, wishes.get(name))
-            yield name, _made(graph, node, patterns, ability, own(f"requantized by {kernel} from its int32 accumulator"))
+    match integer.get(node):
+        case Computes(kernel):
+            return _made(graph, node, patterns, integer, own(f"requantized by {kernel} from its int32 accumulator"))
         case Makes(kernel):
-            yield name, _made(graph, node, patterns, ability, own(f"{kernel} makes codes on a grid of its own"))
+            return _made(graph, node, patterns, integer, own(f"{kernel} makes codes on a grid of its own"))
         case Passes(kernel):
-            of = graph.name(_first(node))
-            yield name, Same(of, f"{kernel} moves codes and makes none")
+            return Same(graph.name(_first(node)), f"{kernel} moves codes and makes none")
         case Activates(kernel):
             root = graph.name(_first(node))
-            if patterns.get(root) == name:
-                reason = f"its lowest code is the bound of `{kernel}`, so the kernel of `{root}` needs no step for it"
-            else:
-                reason = f"`{kernel}` by itself: decoded, bounded and encoded again"
-            yield name, own(reason)
+            if patterns.get(root) == name and _first(node) in integer:
+                return own(f"its lowest code is the bound of `{kernel}`, so the kernel of `{root}` needs no step for it")
+            return own(f"`{kernel}` by itself: decoded, bounded and encoded again")
         case None if node in wanted:
-            yield name, own(f"made in float ({refused[node]}), quantized because an integer kernel reads it")
+            return own(f"made in float ({refused[node]}), quantized because an integer kernel reads it")
         case None:
-            yield name, Float(refused[node])
+            return Float(refused[node])
 
 
-def _made(graph: Graph, node: fx.Node, patterns: Mapping[str, str], ability: Ability, otherwise: Own) -> Slot:
+def _made(graph: Graph, node: fx.Node, patterns: Mapping[str, str], integer: Mapping[fx.Node, Rule], otherwise: Own) -> Slot:
     """The accumulator where an activation alone reads it and the target fuses the two, an own grid otherwise."""
     activation = patterns.get(graph.name(node))
-    if activation is None:
-        return otherwise
-    behind = graph.node(activation)
-    rule = ability.operators.get(op_name(behind))
-    if not isinstance(rule, Activates) or rule.declines(behind) is not None:
+    if activation is None or not isinstance(integer.get(graph.node(activation)), Activates):
         return otherwise
     return Fused(activation, f"`{activation}` alone reads it: rounded once, behind the activation")
 
 
-def _weight_slots(
-    graph: Graph, node: fx.Node, rule: Computes, axis: int, ability: Ability, recipe: Recipe, wish: Wish | None
-) -> Iterator[tuple[str, Slot]]:
-    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+@dataclass(frozen=True)
+class _Layers:
+    """The calls that multiply with weights in integers, and what follows for their constants, which layers may share."""
+
+    graph: Graph
+    rules: Mapping[fx.Node, Computes]
+    ability: Ability
+    recipe: Recipe
+    wishes: Mapping[str, Wish]
+
+    def constants(self, node: fx.Node) -> Iterator[tuple[str, Slot]]:
+        """The slots of weight and bias of a layer; nothing for any other call."""
+        if node not in self.rules:
+            return
+        weight, bias = weight_and_bias(node)
+        yield self.graph.name(weight), self._weight(weight)
+        if bias is not None:
+            yield self.graph.name(bias), self._bias(node)
+
+    def bias_edges(self) -> Iterator[tuple[Edge, Slot]]:
+        """For each layer with a bias, the grid of its own products."""
+        for node in self.rules:
+            if (bias := weight_and_bias(node)[1]) is not None:
+                yield Edge(self.graph.name(bias), self.graph.name(node)), self._bias(node)
+
+    def _bias(self, node: fx.Node) -> Slot:
+        product = (self.graph.name(_first(node)), self.graph.name(weight_and_bias(node)[0]))
+        return Product(product, INT32, "added to the accumulator, so it lives on the grid of the products")
+
+    def _weight(self, weight: fx.Node) -> Slot:
+        graph, ability = self.graph, self.ability
+        readers = {n: rule for n, rule in self.rules.items() if weight_and_bias(n)[0] is weight}
+        rule, names = next(iter(readers.values())), [graph.name(n) for n in readers]
+        fmt, wish = self._wished(graph.name(weight), names)
+        if fmt not in ability.weights:
+            raise _format_error(f"weights (of {names[0]})", fmt, ability.weights, ability)
+        # Codes of up to 64 cannot saturate a pair (255·(64 + 64) < 2¹⁵), nor can kernels that multiply one channel alone.
+        shape = constant(graph.module, weight).shape
+        can_saturate = fmt.hi > 64 and not all(r.exempt(n, shape) for n, r in readers.items())
+        observer = self.recipe.weight_observer
+        if observer == "pairsafe" and not can_saturate:
+            observer = "minmax"
+        reason = wish.reason if wish is not None else f"{rule.kernel} takes one scale per output channel at no cost"
+        stored = ability.stored_bits.get(fmt.bits, fmt.bits)
+        if stored != fmt.bits:
+            reason += f"; stored in {stored} bits, {ability.target} has no {fmt.bits}-bit kernel for this operator"
+        if ability.saturates and can_saturate:
+            observer = "pairsafe"
+            reason += f"; pair-safe, for on {ability.isa} the u8×s8 kernel adds pairs of products in a saturating int16"
+        elif observer == "pairsafe":
+            reason += "; pair-safe, so that kernels which saturate pairs of products in int16 give the same integers"
+        if len(names) > 1:
+            reason += f"; shared by {', '.join(names)}"
+        if others := [graph.name(u) for u in weight.users if u not in readers]:
+            reason += f"; {', '.join(others)} reads it decoded"
+        one_axis = len({r.axis for r in readers.values()}) == 1
+        return Own(fmt, observer, reason, PerChannel(rule.axis) if one_axis else PerTensor(), symmetric=True)
+
+    def _wished(self, weight: str, names: list[str]) -> tuple[Format, Wish | None]:
+        """The format for a weight and the rule that says so; layers that share it have to agree."""
+        found = {name: self.wishes.get(name) for name in names}
+        formats = {n: self.recipe.weights if w is None or w.weights is None else w.weights for n, w in found.items()}
+        if len(set(formats.values())) > 1:
+            asked = ", ".join(f"{name} {spelled(fmt)}" for name, fmt in formats.items())
+            raise UsageError(
+                f"recipe '{self.recipe.name}' asks for two formats of `{weight}`, which these layers share: {asked}"
+            )
+        return formats[names[0]], next((w for w in found.values() if w is not None), None)
+
+
+def weight_and_bias(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """The constants of a call that an integer kernel computes."""
+    weight, bias = node.args[1], arguments(node).get("bias")
     assert isinstance(weight, fx.Node)
-    fmt = wish.weights if wish is not None and wish.weights is not None else recipe.weights
-    if fmt not in ability.weights:
-        raise _format_error(f"weights (of {graph.name(node)})", fmt, ability.weights, ability)
-    # Codes of up to 64 cannot saturate a pair (255·(64 + 64) < 2¹⁵), nor can kernels that multiply one channel alone.
-    can_saturate = fmt.hi > 64 and not rule.exempt(node, constant(graph.module, weight).shape)
-    observer = recipe.weight_observer
-    if observer == "pairsafe" and not can_saturate:
-        observer = "minmax"
-    reason = wish.reason if wish is not None else f"{rule.kernel} takes one scale per output channel at no cost"
-    stored = ability.stored_bits.get(fmt.bits, fmt.bits)
-    if stored != fmt.bits:
-        reason += f"; stored in {stored} bits, {ability.target} has no {fmt.bits}-bit kernel for this operator"
-    if ability.saturates and can_saturate:
-        observer = "pairsafe"
-        reason += f"; pair-safe, for on {ability.isa} the u8×s8 kernel adds pairs of products in a saturating int16"
-    elif observer == "pairsafe":
-        reason += "; pair-safe, so that kernels which saturate pairs of products in int16 give the same integers"
-    name = graph.name(weight)
-    yield name, Own(fmt, observer, reason, PerChannel(axis), symmetric=True)
-    if isinstance(bias, fx.Node):
-        product = (graph.name(_first(node)), name)
-        yield graph.name(bias), Product(product, INT32, "added to the accumulator, so it lives on the grid of the products")
+    return weight, bias if isinstance(bias, fx.Node) else None

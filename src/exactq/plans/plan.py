@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from exactq.errors import ModelError
+from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import Format
 
 
@@ -22,6 +22,10 @@ class PerChannel:
     """One scale for each index of `axis`."""
 
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        if self.axis < 0:
+            raise UsageError(f"axis is {self.axis}; axes are counted from 0")
 
 
 Granularity = PerTensor | PerChannel
@@ -64,6 +68,12 @@ class Fixed:
     zero: int
     reason: str
 
+    def __post_init__(self) -> None:
+        if not 2.0**-126 <= self.scale <= 2.0**126:  # NaN fails too
+            raise UsageError(f"the scale is {self.scale}; it needs a positive float32 within 2^±126")
+        if not self.format.lo <= self.zero <= self.format.hi:
+            raise UsageError(f"the zero {self.zero} is no code of {self.format!r}: reals would lose their zero")
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -85,17 +95,24 @@ Slot = Own | Same | Product | Fixed | Fused | Float
 
 @dataclass(frozen=True)
 class Edge:
-    """One reader of a value: `user` reads `value` on a grid of its own."""
+    """One reader of a value: `user` reads `value` on a grid of its own.
+
+    A bias that two layers share has an edge for the second, for it lives on the grid of each one's products.
+    """
 
     value: str
     user: str
+
+    def __str__(self) -> str:
+        return f"{self.value}@{self.user}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """A slot for every value and, where one reader needs another grid, for an edge.
 
-    `target` and `isa` say for which kernels it was made, `recipe` from which wishes.
+    `target` and `isa` say for which kernels it was made, `recipe` from which wishes. Raises `UsageError` for lines that speak
+    of values without a line, and for circles.
     """
 
     target: str
@@ -105,29 +122,47 @@ class Plan:
     edges: Mapping[Edge, Slot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, slot in self.slots.items():
-            reads = (slot.of,) if isinstance(slot, Same) else slot.of if isinstance(slot, Product) else ()
-            reads += (slot.into,) if isinstance(slot, Fused) else ()
-            if missing := [r for r in reads if r not in self.slots]:
-                raise ModelError(f"the plan's line for `{name}` names {missing}, for which it has no line")
+        for what, slot in [*self.slots.items(), *((str(edge), slot) for edge, slot in self.edges.items())]:
+            for name in references(slot):
+                if name not in self.slots:
+                    raise unknown(f"value in the plan's line for `{what}`", name, self.slots)
         for edge in self.edges:
-            if edge.value not in self.slots or edge.user not in self.slots:
-                raise ModelError(f"the plan's edge {edge.value} -> {edge.user} names a value for which it has no line")
+            for name in (edge.value, edge.user):
+                if name not in self.slots:
+                    raise unknown(f"value in the plan's edge `{edge.value} -> {edge.user}`", name, self.slots)
         for name in self.slots:
             self.source(name)
 
     def source(self, name: str) -> str:
-        """The value whose grid `name` lives on: itself, or the end of its chain of `Same`; a circle is a `ModelError`."""
+        """The value whose grid `name` lives on: itself, or the end of its chain of `Same`; a circle is a `UsageError`."""
         seen = [name]
         while isinstance(slot := self.slots[seen[-1]], Same):
             if slot.of in seen:
-                raise ModelError(f"the plan's lines for {' -> '.join([*seen, slot.of])} go in a circle")
+                circle = " -> ".join([*seen, slot.of])
+                raise UsageError(f"the plan's lines {circle} go in a circle: one of them needs a grid of its own")
             seen.append(slot.of)
         return seen[-1]
 
     def quantized(self, name: str) -> bool:
         """Whether the value exists as codes."""
         return isinstance(self.slots[self.source(name)], Own | Fixed | Product)
+
+    def read(self, value: str, user: str) -> Slot:
+        """The slot on which `user` reads `value`: the edge's where there is one, else that at the end of the `Same` chain."""
+        return self.edges.get(Edge(value, user), self.slots[self.source(value)])
+
+
+def references(slot: Slot) -> tuple[str, ...]:
+    """The values that a slot speaks of."""
+    match slot:
+        case Same(of):
+            return (of,)
+        case Product(of):
+            return of
+        case Fused(into):
+            return (into,)
+        case _:
+            return ()
 
 
 def summary(slot: Slot) -> tuple[str, str, str]:

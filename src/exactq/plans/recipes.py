@@ -7,15 +7,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import INT4, INT8, UINT8, Format, format_named
+from exactq.plans.yamlfile import read_yaml
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which layers a rule speaks of: those of an operator (`linear`, `conv`), or those whose name fits a pattern (`layer1.*`)."""
+    """Which layers a rule speaks of: those of an operator (`linear`, `conv`), or those whose name fits a glob (`layer1.*`)."""
 
     op: str | None = None
     name: str | None = None
@@ -32,7 +31,7 @@ class Match:
         if self.name is not None:
             return fnmatchcase(name, self.name)
         short = op.removeprefix("aten.")
-        return self.op in (short, short.rstrip("123d") if short.startswith("conv") else short)
+        return self.op in (op, short, short.rstrip("123d") if short.startswith("conv") else short)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class Rule:
     reason: str
     weights: Format | None = None
     stay_float: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) != self.stay_float:
+            raise UsageError(f"the rule for '{self.match}' needs exactly one of `weights` and `float: true`")
 
 
 @dataclass(frozen=True)
@@ -85,39 +88,57 @@ def recipe_named(name: str) -> Recipe:
 
 def _from_file(path: Path) -> Recipe:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"the recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the recipe {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise UsageError(f"the recipe {path} is not a table of fields: {', '.join(_FIELDS)}")
-    for key in document:
-        if key not in _FIELDS:
-            raise unknown(f"field of {path}", str(key), _FIELDS)
-    texts: dict[str, Any] = {k: document[k] for k in ("weight_observer", "activation_observer") if k in document}
-    formats = {k: format_named(str(document[k])) for k in ("weights", "activations") if k in document}
-    rules = tuple(_rule(path, r) for r in document.get("rules") or ())
-    return Recipe(str(document.get("name", path.stem)), rules=rules, **formats, **texts)
+    document = _table(f"the recipe {path}", read_yaml(text, f"the recipe {path}"), _FIELDS)
+    rules = document.get("rules", [])
+    if not isinstance(rules, list):
+        raise UsageError(f"the recipe {path}: rules is {rules!r}; it needs a list of rules, each with a `match`")
+    given: dict[str, Any] = {k: _format(path, k, document[k]) for k in ("weights", "activations") if k in document}
+    given |= {k: _text(path, k, document[k]) for k in ("name", "weight_observer", "activation_observer") if k in document}
+    return Recipe(**{"name": path.stem, **given}, rules=tuple(_rule(path, rule) for rule in rules))
 
 
 _FIELDS = ("name", "weights", "activations", "weight_observer", "activation_observer", "rules")
 
 
-def _rule(path: Path, fields: Any) -> Rule:
-    allowed = ("match", "reason", "weights", "float")
-    if not isinstance(fields, dict) or not isinstance(fields.get("match"), dict):
-        raise UsageError(f"{path}: the rule {fields!r} needs `match: {{op: …}}` or `match: {{name: …}}`")
+def _table(what: str, fields: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(fields, dict):
+        raise UsageError(f"{what} is {fields!r:.80}; it needs a table of fields: {', '.join(allowed)}")
     for key in fields:
         if key not in allowed:
-            raise unknown(f"field of a rule in {path}", str(key), allowed)
-    for key in fields["match"]:
-        if key not in ("op", "name"):
-            raise unknown(f"field of a match in {path}", str(key), ("op", "name"))
-    weights = format_named(str(fields["weights"])) if "weights" in fields else None
-    return Rule(
-        Match(**{k: str(v) for k, v in fields["match"].items()}),
-        str(fields.get("reason", f"asked for in {path.name}")),
-        weights,
-        bool(fields.get("float", False)),
-    )
+            raise unknown(f"field of {what}", str(key), allowed)
+    return fields
+
+
+def _text(path: Path, what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"the recipe {path}: {what} is {value!r}; it needs a text")
+    return value
+
+
+def _format(path: Path, what: str, value: Any) -> Format:
+    try:
+        return format_named(_text(path, what, value))
+    except UsageError as error:
+        raise UsageError(f"the recipe {path}: {error}") from error
+
+
+def _rule(path: Path, given: Any) -> Rule:
+    fields = _table(f"a rule in {path}", given, ("match", "reason", "weights", "float"))
+    match = _table(f"the match of a rule in {path}", fields.get("match"), ("op", "name"))
+    stay_float = fields.get("float", False)
+    if not isinstance(stay_float, bool):
+        raise UsageError(f"the recipe {path}: float is {stay_float!r}; allowed: true, false")
+    try:
+        return Rule(
+            Match(**{k: _text(path, k, v) for k, v in match.items()}),
+            _text(path, "reason", fields.get("reason", f"asked for in {path.name}")),
+            _format(path, "weights", fields["weights"]) if "weights" in fields else None,
+            stay_float,
+        )
+    except UsageError as error:
+        raise error if str(path) in str(error) else UsageError(f"the recipe {path}: {error}") from error

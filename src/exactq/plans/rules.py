@@ -23,8 +23,11 @@ def never(node: fx.Node) -> str | None:
 
 @dataclass(frozen=True)
 class Computes:
-    """Multiplies activation codes with weight codes into an int32 accumulator and requantizes it; `axis` is the weight's
-    output channel. `exempt` says for which weight shapes the kernel never saturates even where `Ability.saturates`."""
+    """Multiplies activation codes with weight codes into an int32 accumulator and requantizes it.
+
+    `axis` is the weight's output channel. `exempt` says for which weight shapes the kernel never saturates even where
+    `Ability.saturates`.
+    """
 
     kernel: str
     source: str

@@ -6,7 +6,7 @@ as int32 codes behind a dequantize node, for float32 cannot hold every int32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,24 @@ import torch
 from torch import Tensor, fx
 
 from exactq.calibration import observer_named
-from exactq.errors import ModelError
-from exactq.graphs.graph import Edit, Graph, op_name
-from exactq.graphs.qdq import dequantize, quantize
+from exactq.errors import DataError, ModelError, UsageError
+from exactq.graphs.graph import Edit, Graph, arguments
+from exactq.graphs.qdq import REAL, dequantize, quantize
 from exactq.numerics.formats import Grid
-from exactq.plans.plan import Edge, Fixed, Fused, Own, PerChannel, Plan, Product, Slot
+from exactq.plans.build import weight_and_bias
+from exactq.plans.plan import Edge, Fixed, Own, PerChannel, Plan, Product, Slot
 from exactq.quantization.bias import bias_codes, guard, product
+from exactq.quantization.fit import layers
 from exactq.quantization.ranges import grid
 from exactq.quantization.weights import weight_grid
 
 
 @dataclass(frozen=True)
 class Applied:
-    """The Q/DQ graph, the grid of every value that lives as codes, and what had to be done beyond the plan, in sentences."""
+    """The Q/DQ graph, the grid of every value that lives as codes, and what had to be done beyond the plan, in sentences.
+
+    A grid on which one reader alone reads a value is called `value@reader`.
+    """
 
     graph: Graph
     grids: Mapping[str, Grid]
@@ -34,150 +39,178 @@ class Applied:
 
 
 def activation_grids(plan: Plan, constants: Mapping[str, Tensor], states: Mapping[str, Any]) -> dict[str, Grid]:
-    """The grid of every value but weights and biases: from its observer's state, as given, or another value's."""
-    grids: dict[str, Grid] = {}
-    for name, slot in plan.slots.items():
-        if name not in constants and (made := _activation_grid(name, slot, states)) is not None:
-            grids[name] = made
-    return {name: grids[source] for name in plan.slots if (source := plan.source(name)) in grids}
+    """The grid of every value and edge but weights and biases: from its observer's state, as given, or another value's."""
+    lines = {name: slot for name, slot in plan.slots.items() if name not in constants}
+    edges = {str(edge): slot for edge, slot in plan.edges.items() if edge.value not in constants}
+    own = {name: made for name, slot in lines.items() if (made := _activation_grid(name, slot, states)) is not None}
+    shared = {name: own[source] for name in plan.slots if (source := plan.source(name)) in own}
+    return shared | {name: made for name, slot in edges.items() if (made := _activation_grid(name, slot, states)) is not None}
 
 
 def _activation_grid(name: str, slot: Slot, states: Mapping[str, Any]) -> Grid | None:
     if isinstance(slot, Fixed):
-        return Grid(slot.format, torch.tensor(slot.scale), torch.tensor(slot.zero, dtype=torch.int32))
+        return _given(slot)
     if not isinstance(slot, Own):
         return None
     if name not in states:
         raise ModelError(f"`{name}` was not calibrated: the plan gives it a grid of its own, but no batch was seen for it")
-    lo, hi = observer_named(slot.observer).range(states[name], slot.format, slot.symmetric)
-    return grid(lo, hi, slot.format, symmetric=slot.symmetric)
+    try:
+        lo, hi = observer_named(slot.observer).range(states[name], slot.format, slot.symmetric)
+        return grid(lo, hi, slot.format, symmetric=slot.symmetric)
+    except DataError as error:
+        raise DataError(f"calibration, value `{name}`: {error}") from error
+
+
+def _given(slot: Fixed) -> Grid:
+    return Grid(slot.format, torch.tensor(slot.scale), torch.tensor(slot.zero, dtype=torch.int32))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A call with coded weights: what it reads, by name; the bias only where it is added to the products as codes."""
+
+    node: fx.Node
+    x: str
+    weight: str
+    bias: str | None
 
 
 def apply(graph: Graph, plan: Plan, states: Mapping[str, Any]) -> Applied:
     """The float graph on the plan's grids; `states` is what `calibrate` returned for this very graph and plan.
 
-    Raises `UsageError` for a plan that names values the graph has not, or leaves some out.
+    The plan has to fit the graph (`quantization.fit.plan_fits`). Raises `ModelError` for weights that have no grid, and
+    `UsageError` for a given grid on which the accumulator could overflow.
     """
-    plan_fits(graph, plan)
-    constants = graph.constants
-    grids = activation_grids(plan, constants, states)
     notes: list[str] = []
     edit = Edit(graph)
     nodes = {edit.value(n): n for n in edit}
-    weights = {name for name, slot in plan.slots.items() if isinstance(slot, Own) and name in constants}
-    biases = {s.of[1]: (name, s) for name, s in plan.slots.items() if isinstance(s, Product)}
-    for name in weights:
-        slot = plan.slots[name]
-        assert isinstance(slot, Own)
-        _weight(edit, nodes, name, slot, biases.get(name), grids, notes)
-    for name in list(grids):
-        if name not in constants:
+    grids = activation_grids(plan, graph.constants, states)
+    activations = list(grids)
+    found = [_layer(graph, plan, node, nodes) for node in layers(graph, plan)]
+    for weight in dict.fromkeys(layer.weight for layer in found):
+        _weight(edit, nodes, plan, weight, [layer for layer in found if layer.weight == weight], grids, notes)
+    for bias in dict.fromkeys(layer.bias for layer in found if layer.bias is not None):
+        _bias(edit, nodes[bias], plan, [layer for layer in found if layer.bias == bias], grids)
+    for name in activations:
+        if name in nodes:
             _activation(edit, nodes[name], grids[name])
-    for edge, slot in plan.edges.items():
-        _edge(edit, nodes, edge, slot, states, grids)
+    for edge in plan.edges:
+        if str(edge) in activations:
+            _edge(edit, nodes, edge, grids[str(edge)])
     return Applied(edit.freeze(), grids, tuple(notes))
 
 
-def plan_fits(graph: Graph, plan: Plan) -> None:
-    """Nothing, or `UsageError` where plan and graph do not speak of the same values."""
-    from exactq.errors import UsageError, unknown
+def _layer(graph: Graph, plan: Plan, node: fx.Node, nodes: Mapping[str, fx.Node]) -> _Layer:
+    name, (weight, bias) = graph.name(node), weight_and_bias(node)
+    coded = bias is not None and isinstance(plan.read(graph.name(bias), name), Product)
+    kept = graph.name(bias) if bias is not None and coded else None
+    return _Layer(nodes[name], graph.name(node.all_input_nodes[0]), graph.name(weight), kept)
 
-    names = [graph.name(n) for n in graph]
-    for name in plan.slots:
-        if name not in names:
-            raise unknown("value in the plan", name, names)
-    if missing := [n for n in names if n not in plan.slots]:
-        raise UsageError(f"the plan has no line for `{missing[0]}` ({len(missing)} missing): make it anew with `exactq plan`")
-    constants = graph.constants
-    for name, slot in plan.slots.items():
-        if isinstance(slot, Fused) and slot.into not in {graph.name(u) for u in graph.node(name).users}:
-            raise UsageError(f"the plan fuses `{name}` into `{slot.into}`, which does not read it")
-        if isinstance(slot, Own) and isinstance(slot.per, PerChannel) and name not in constants:
-            raise UsageError(f"the plan wants one scale per channel for the activation `{name}`: kernels take one for the tensor")
-        if isinstance(slot, Own) and name not in constants and slot.symmetric and not slot.format.signed:
-            raise UsageError(f"the plan wants a symmetric grid for `{name}` in {slot.format.name}, which has no negative codes")
+
+def _read(edit: Edit, layer: _Layer, grids: Mapping[str, Grid]) -> Grid:
+    """The grid on which a layer reads its input."""
+    edge = str(Edge(layer.x, edit.value(layer.node)))
+    return grids[edge if edge in grids else layer.x]
 
 
 def _weight(
     edit: Edit,
     nodes: Mapping[str, fx.Node],
+    plan: Plan,
     name: str,
-    slot: Own,
-    bias: tuple[str, Product] | None,
+    readers: Sequence[_Layer],
     grids: dict[str, Grid],
     notes: list[str],
 ) -> None:
-    node = nodes[name]
-    users = list(node.users)
+    node, slot = nodes[name], plan.slots[name]
+    assert isinstance(slot, Own | Fixed)
     value = edit.tensor(node)
-    axis = slot.per.axis if isinstance(slot.per, PerChannel) else None
-    groups = _groups(users[0])
     if not bool(value.any()):
         notes.append(f"`{name}` is all zero: every code is zero, on a grid whose scale does not matter")
-    made = weight_grid(value, slot.format, axis, observer=slot.observer, groups=groups)
-    if bias is not None:
-        bias_name, of = bias
-        x_grid = grids[of.of[0]]
-        made, raised = guard(edit.tensor(nodes[bias_name]), x_grid.scale, made)
-        if raised:
-            made = weight_grid(value, slot.format, axis, observer=slot.observer, groups=groups, floor=made.scale)
-            notes.append(
-                f"`{name}`: the scale of {len(raised)} channel(s) ({', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}) "
-                f"was raised so that the int32 code of `{bias_name}` stays within 2**30 and the accumulator cannot overflow"
-            )
-        _bias(edit, nodes[bias_name], bias_name, of, x_grid, made, grids)
+    made = _weight_grid(name, value, slot, readers)
+    for layer in readers:
+        if layer.bias is None:
+            continue
+        held, raised = guard(edit.tensor(nodes[layer.bias]), _read(edit, layer, grids).scale, made)
+        if not raised:
+            continue
+        if isinstance(slot, Fixed):
+            least = f"the least is {held.scale.item():g}"
+            raise UsageError(f"`{name}`: with the scale {slot.scale:g} the int32 code of `{layer.bias}` can overflow; {least}")
+        made = _weight_grid(name, value, slot, readers, floor=held.scale)
+        some = f"{', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}"
+        notes.append(
+            f"`{name}`: the scale of {len(raised)} channel(s) ({some}) "
+            f"was raised so that the int32 code of `{layer.bias}` stays within 2**30 and the accumulator cannot overflow"
+        )
     grids[name] = made
     edit.set_constant(node, made.decode(made.encode(value)))
-    with edit.graph.inserting_before(users[0]):
-        real = dequantize(edit, quantize(edit, node, made, name, axis), made, name, axis)
-    for user in users:
-        user.replace_input_with(node, real)
+    _read_decoded(edit, list(node.users), node, made, name, _axis(slot))
 
 
-def _bias(
-    edit: Edit, node: fx.Node, name: str, slot: Product, x_grid: Grid, w_grid: Grid, grids: dict[str, Grid]
-) -> None:
-    value = edit.tensor(node)
-    scale = product(x_grid.scale, w_grid.scale).flatten()
-    scale = scale.expand(value.shape).contiguous() if scale.numel() == 1 else scale
-    made = Grid(slot.format, scale, torch.zeros_like(scale, dtype=torch.int32))
-    edit.set_constant(node, bias_codes(value, scale))
-    grids[name] = made
-    users = list(node.users)
-    with edit.graph.inserting_before(users[0]):
-        real = dequantize(edit, node, made, name, axis=0)
-    for user in users:
-        user.replace_input_with(node, real)
+def _weight_grid(name: str, value: Tensor, slot: Own | Fixed, readers: Sequence[_Layer], floor: Tensor | None = None) -> Grid:
+    if isinstance(slot, Fixed):
+        return _given(slot)
+    # Pairs are certified for every layer that shares the weight: as depthwise only if all of them are.
+    groups = min(int(arguments(layer.node).get("groups", 1)) for layer in readers)
+    try:
+        return weight_grid(value, slot.format, _axis(slot), observer=slot.observer, groups=groups, floor=floor)
+    except ModelError as error:
+        raise ModelError(f"`{name}`: {error}") from error
+
+
+def _axis(slot: Own | Fixed) -> int | None:
+    return slot.per.axis if isinstance(slot, Own) and isinstance(slot.per, PerChannel) else None
+
+
+def _bias(edit: Edit, node: fx.Node, plan: Plan, readers: Sequence[_Layer], grids: dict[str, Grid]) -> None:
+    """Codes of a bias for each grid on which a layer adds it; the bias itself stays where anything else reads it."""
+    name, value = edit.value(node), edit.tensor(node)
+    alone = set(node.users) == {layer.node for layer in readers}
+    made: list[tuple[Grid, list[_Layer]]] = []
+    for layer in readers:
+        slot = plan.read(name, edit.value(layer.node))
+        assert isinstance(slot, Product)
+        scale = product(_read(edit, layer, grids).scale, grids[layer.weight].scale).flatten()
+        scale = scale.expand(value.shape).contiguous() if scale.numel() == 1 else scale
+        at = Grid(slot.format, scale, torch.zeros_like(scale, dtype=torch.int32))
+        same = next((users for grid_, users in made if grid_.same_as(at)), None)
+        if same is None:
+            made.append((at, [layer]))
+        else:
+            same.append(layer)
+    for at, users in made:
+        first = min(layer.node for layer in users)
+        own = alone and len(made) == 1
+        base = name if own else str(Edge(name, edit.value(first)))
+        with edit.graph.inserting_before(first):
+            codes = node if own else edit.constant(base, bias_codes(value, at.scale))
+            real = dequantize(edit, codes, at, base, axis=0)
+        if own:
+            edit.set_constant(node, bias_codes(value, at.scale))
+        for layer in users:
+            layer.node.replace_input_with(node, real)
+        grids[base] = at
 
 
 def _activation(edit: Edit, node: fx.Node, at: Grid) -> None:
+    """Let the readers of a value read its codes, decoded. An input that the model hands on unchanged stays as it came."""
     name = edit.value(node)
-    users = list(node.users)
-    with edit.graph.inserting_before(users[0]) if node.op == "placeholder" else edit.after(node):
-        real = dequantize(edit, quantize(edit, node, at, name), at, name)
-    for user in users:
-        user.replace_input_with(node, real)
+    readers = [u for u in node.users if node.op != "placeholder" or u.op != "output"]
+    _read_decoded(edit, readers, node, at, name, None)
 
 
-def _edge(
-    edit: Edit, nodes: Mapping[str, fx.Node], edge: Edge, slot: Slot, states: Mapping[str, Any], grids: dict[str, Grid]
-) -> None:
-    made = _activation_grid(edge.value, slot, states)
-    if made is None:
-        raise ModelError(f"the edge {edge.value} -> {edge.user} needs a grid of its own or a fixed one, not {slot}")
-    user = nodes[edge.user]
-    read = next(n for n in edit if edit.value(n) == f"{edge.value}/real")
-    if read not in user.all_input_nodes:
-        raise ModelError(f"the plan has an edge {edge.value} -> {edge.user}, but `{edge.user}` does not read `{edge.value}`")
-    name = f"{edge.value}@{edge.user}"
+def _read_decoded(edit: Edit, readers: Sequence[fx.Node], node: fx.Node, at: Grid, name: str, axis: int | None) -> None:
+    # Inputs and constants stay in front: their codes come right before the first that reads them.
+    with edit.after(node) if node.op == "call_function" else edit.graph.inserting_before(min(readers)):
+        real = dequantize(edit, quantize(edit, node, at, name, axis), at, name, axis)
+    for reader in readers:
+        reader.replace_input_with(node, real)
+
+
+def _edge(edit: Edit, nodes: Mapping[str, fx.Node], edge: Edge, at: Grid) -> None:
+    user, name = nodes[edge.user], str(edge)
+    read = next((n for n in edit if edit.value(n) == f"{edge.value}{REAL}" and n in user.all_input_nodes), nodes[edge.value])
     with edit.graph.inserting_before(user):
-        codes = quantize(edit, read, made, name)
-        user.replace_input_with(read, dequantize(edit, codes, made, name))
-    grids[name] = made
-
-
-def _groups(node: fx.Node) -> int:
-    if not op_name(node).startswith("aten.conv"):
-        return 1
-    index = 8 if "transpose" in op_name(node) else 6
-    return int(node.args[index] if len(node.args) > index else node.kwargs.get("groups", 1))  # type: ignore[arg-type]
+        codes = quantize(edit, read, at, name)
+        user.replace_input_with(read, dequantize(edit, codes, at, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from exactq import pythonfile
-from exactq.datasets.catalog import CALIBRATION, load
+from exactq.datasets.catalog import CALIBRATION, Shapes, load
 from exactq.datasets.noise import noise_of, parse_shapes, written
 from exactq.datasets.splits import BATCH_SIZE, Dataset
 from exactq.errors import DataError, ModelError, UsageError, unknown
 from exactq.models.catalog import MODELS, Builtin, Shape, build
 from exactq.models.reference import Progress, image_shape, reference
 from exactq.sources import weights as weight_files
+from exactq.sources import zoo
 
-Shapes = tuple[tuple[int, ...], ...]
+OWN_DATA = "--data imagefolder:DIR, npz:FILE or file.py:factory"
+CLASSES = 1000  # of ImageNet: what the libraries' classifiers have unless they are told
 FILES = (".onnx", ".tflite", ".pt2", ".keras", ".h5", ".safetensors", ".pt", ".pth", ".th")
 
 
@@ -57,11 +60,12 @@ def resolve(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Source:
-    """The source that `model` names: a built-in, or `file.py:factory` whose factory returns an `nn.Module`.
+    """The source that `model` names: a built-in, `file.py:factory` whose factory returns an `nn.Module`, or a library's model.
 
     A built-in takes its weights from the file `weights`, or is trained on the data (in seconds, cached; `progress(step,
     steps, loss)` follows it), or keeps random ones. Without `data` that is: what the built-in was made for with `weights`,
-    noise with `random_weights`, digits otherwise. `input_shape` is written 1,3,32,32, batch first, inputs separated by `;`.
+    noise with `random_weights`, digits otherwise. A library's model (`timm:NAME`, `torchvision:NAME`) has the library's own
+    weights where neither option is given. `input_shape` is written 1,3,32,32, batch first, inputs separated by `;`.
     Raises `UsageError`, `ModelError` or `DataError`.
     """
     if weights is not None and random_weights:
@@ -70,13 +74,15 @@ def resolve(
     loader = _Data(data, shapes, seed, calibration, batch_size)
     if pythonfile.is_named(model):
         return _from_file(model, loader, weights=weights, trust=trust, random_weights=random_weights)
+    if zoo.is_named(model):
+        return _from_zoo(model, loader, weights=weights, trust=trust, random_weights=random_weights)
     if model in MODELS:
         builtin = MODELS[model]
         if weights is not None:
             return _with_weights(builtin, loader, Path(weights), trust=trust)
         if random_weights:
             return _with_random_weights(builtin, loader)
-        dataset = loader.load(("x",), default="digits")
+        dataset = loader.load(("x",), default="digits", shapes=(builtin.shape,))
         net = reference(builtin, dataset, seed=seed, progress=progress)
         return _source(builtin.name, net, dataset, ("x",), trained=True, origin=f"trained here on {dataset.name}, seed {seed}")
     raise _no_model(model)
@@ -92,12 +98,22 @@ class _Data:
     calibration: int
     batch_size: int
 
-    def load(self, inputs: tuple[str, ...] | None, *, default: str) -> Dataset:
-        """The data asked for, or `default`. Raises `DataError` where its shapes are not those of `--input-shape`."""
+    def load(self, inputs: tuple[str, ...] | None, *, default: str, shapes: Shapes | None = None) -> Dataset:
+        """The data asked for, or `default`; where it can be brought to a size, to that of `--input-shape`, else of `shapes`.
+
+        Raises `DataError` where its shapes are not those of `--input-shape`.
+        """
         spec = default if self.spec is None else self.spec
         if spec == "noise" and self.shapes is not None:
             spec = noise_of(self.shapes)
-        dataset = load(spec, calibration=self.calibration, batch_size=self.batch_size, seed=self.seed, inputs=inputs)
+        dataset = load(
+            spec,
+            calibration=self.calibration,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            inputs=inputs,
+            shapes=self.shapes or shapes,
+        )
         if self.shapes is not None and dataset.shapes != self.shapes:
             raise DataError(f"--input-shape says {written(self.shapes)}, and `{dataset.name}` gives {written(dataset.shapes)}")
         return dataset
@@ -106,22 +122,53 @@ class _Data:
 def _with_weights(builtin: Builtin, loader: _Data, path: Path, *, trust: bool) -> Source:
     """A built-in with the weights of a file; the number of its classes is that of the weights, not of the data."""
     if builtin.data is None and loader.spec is None:
-        raise UsageError(f"`{builtin.name}` with weights needs data of its own kind: --data npz:FILE or file.py:factory")
+        raise UsageError(f"`{builtin.name}` with weights needs data of its own kind: {OWN_DATA}")
     tensors = weight_files.read(path, trust=trust)
-    dataset = loader.load(("x",), default=builtin.data or "")
-    last = [name for name in build(builtin).state_dict() if name.endswith(".bias")][-1]
-    classes = tensors[last].shape[0] if last in tensors and tensors[last].dim() == 1 else builtin.classes
-    net = build(builtin, shape=image_shape(builtin, dataset), classes=classes)
+    dataset = loader.load(("x",), default=builtin.data or "", shapes=(builtin.shape,))
+    classes = _classes(build(builtin), builtin.classes, tensors)
+    net = build(builtin, shape=image_shape(builtin, dataset), classes=classes, weights=tensors)
     weight_files.fill(net, tensors, str(path))
     return _source(builtin.name, net, dataset, ("x",), trained=True, origin=path.name)
 
 
+def _classes(net: nn.Module, classes: int, tensors: Mapping[str, Tensor]) -> int:
+    """How many classes the weights have: the length of the model's last bias that has one entry for each of its `classes`."""
+    biases = [name for name, tensor in net.state_dict().items() if name.endswith("bias") and tensor.shape == (classes,)]
+    last = tensors.get(biases[-1]) if biases else None
+    return last.shape[0] if last is not None and last.dim() == 1 else classes
+
+
 def _with_random_weights(builtin: Builtin, loader: _Data) -> Source:
     """A built-in as it is initialised by the seed; the data only gives its shape and, where it has classes, their number."""
-    dataset = loader.load(("x",), default=noise_of(loader.shapes or (builtin.shape,)))
+    dataset = loader.load(("x",), default=noise_of(loader.shapes or (builtin.shape,)), shapes=(builtin.shape,))
     shape: Shape = image_shape(builtin, dataset)
     net = build(builtin, shape=shape, classes=dataset.classes, seed=loader.seed)
     return _source(builtin.name, net, dataset, ("x",), trained=False, origin=f"random weights, seed {loader.seed}")
+
+
+def _from_zoo(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
+    """A library's model with the weights of a file, with its own, or as the seed initialises it; data is never its own."""
+    if loader.spec is None and not random_weights:
+        raise UsageError(f"`{spec}` needs data: {OWN_DATA}; for speed and size alone --random-weights")
+    origin = f"random weights, seed {loader.seed}"
+    if weights is not None:
+        tensors = weight_files.read(Path(weights), trust=trust)
+        net, shape = zoo.from_zoo(spec, seed=loader.seed)
+        wanted = _classes(net, CLASSES, tensors)
+        if wanted != CLASSES:
+            net, shape = zoo.from_zoo(spec, seed=loader.seed, classes=wanted)
+        weight_files.fill(net, tensors, weights)
+        origin = Path(weights).name
+    else:
+        net, shape = zoo.from_zoo(spec, pretrained=not random_weights, seed=loader.seed)
+        origin = origin if random_weights else f"the trained weights of {spec}"
+    names = _parameters(net)
+    dataset = loader.load(names, default=noise_of(loader.shapes or (shape,)), shapes=(shape,))
+    try:
+        return _source(spec.partition(":")[2], net, dataset, names, trained=not random_weights, origin=origin)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
+        raise ModelError(f"`{spec}` does not take {written(dataset.shapes)}: {why}. Its own is {written((shape,))}") from e
 
 
 def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
@@ -135,7 +182,7 @@ def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, ra
     if weights is not None:
         weight_files.fill(net, weight_files.read(Path(weights), trust=trust), weights)
     if loader.spec is None and not random_weights:
-        raise UsageError(f"`{spec}` needs data: --data npz:FILE or file.py:factory; for speed and size alone --random-weights")
+        raise UsageError(f"`{spec}` needs data: {OWN_DATA}; for speed and size alone --random-weights")
     if loader.spec is None and loader.shapes is None:
         raise UsageError(f"`{spec}` needs its input shape: --input-shape 1,3,32,32 (batch first, inputs separated by ;)")
     names = _parameters(net)
@@ -172,7 +219,7 @@ def _parameters(net: nn.Module) -> tuple[str, ...] | None:
 def _no_model(model: str) -> Exception:
     """The error for a MODEL that is none: a path that is not there, a kind of file that is not read, or a bad name."""
     path = Path(model)
-    offered = [*MODELS, "file.py:factory"]
+    offered = [*MODELS, "file.py:factory", *(f"{name}:NAME" for name in zoo.ZOOS)]
     if model and (path.suffix in FILES or path.exists() or len(path.parts) > 1):
         kind = path.suffix or ("a folder" if path.is_dir() else "no suffix")
         why = f"{model} ({kind}) is not taken as MODEL" if path.exists() else f"there is no file {model}"

@@ -15,7 +15,7 @@ are then tried until one gives the same 65,536, and only if none does the values
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,17 +41,17 @@ def add(a: Grid, b: Grid, y: Grid) -> Pair:
             yield partial(_sum_first, ra=ra, rb=rb, offset=offset)
             yield partial(_offset_first, ra=ra, rb=rb, offset=offset)
 
-    @cache
-    def kernel(scalar: str | None) -> Pair:
-        fixed = _fixed(a, b, y, ra, rb, scalar)
-        if scalar == "a":
-            v = fma(codes_b, rb, fma(codes_a, ra, fixed))
-        else:
-            v = fma(codes_a, ra, fma(codes_b, rb, fixed))
-        return _fastest(_saturate(v, lo, hi), formulas(fixed), a, b, y)
+    def kernel(inner: Tensor, slope: Tensor, codes: Tensor, fixed: Tensor) -> Pair:
+        return _fastest(_saturate(fma(codes, slope, inner), lo, hi), formulas(fixed), a, b, y)
 
-    kernel(None)
-    return lambda p, q: kernel(scalar_operand(p.shape, q.shape))(p, q)
+    fixed, exchanged = _fixed(a, b, y, ra, rb, None), _fixed(a, b, y, ra, rb, "a")
+    vectors = kernel(fma(codes_b, rb, fixed), ra, codes_a, fixed)
+    first_scalar = kernel(fma(codes_a, ra, exchanged), rb, codes_b, exchanged)
+
+    def apply(p: Tensor, q: Tensor) -> Tensor:
+        return (first_scalar if scalar_operand(p.shape, q.shape) == "a" else vectors)(p, q)
+
+    return apply
 
 
 def mul(a: Grid, b: Grid, y: Grid) -> Pair:

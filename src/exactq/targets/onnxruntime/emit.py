@@ -7,10 +7,8 @@ same bytes.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -20,15 +18,19 @@ from torch import Tensor, fx
 
 from exactq import __version__
 from exactq.errors import TargetError
-from exactq.graphs.graph import Graph, constant, op_name
-from exactq.graphs.programs import bind, example_inputs, shapes
+from exactq.graphs.graph import Graph, arguments, constant, op_name
+from exactq.graphs.programs import example_inputs, fake_values, program
 from exactq.graphs.qdq import CODES, REAL, QuantizeNode, read_dequantize, read_quantize
-from exactq.targets.onnxruntime.operators import MOVES, OPERATORS, OPSET, Sheet, pad
+from exactq.targets.onnxruntime.operators import MOVES, OPERATORS, OPSET, ROWS, Decoded, Sheet
+from exactq.targets.onnxruntime.translate import translate
+from exactq.traces import walk
 
 IR_VERSION = 10
 
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
+    torch.float64: TensorProto.DOUBLE,
+    torch.float16: TensorProto.FLOAT16,
     torch.uint8: TensorProto.UINT8,
     torch.int8: TensorProto.INT8,
     torch.int32: TensorProto.INT32,
@@ -46,8 +48,16 @@ def emit(graph: Graph) -> onnx.ModelProto:
     for node in graph:
         writer.write(node)
     model = writer.model()
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise TargetError(f"the graph has no valid ONNX file: {str(error).strip().splitlines()[0]}") from error
     return model
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """The file's bytes, the same for the same model."""
+    return model.SerializeToString(deterministic=True)
 
 
 class _Writer:
@@ -55,10 +65,20 @@ class _Writer:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.sheet = Sheet()
-        self.shape_of = shapes(graph, batch=2)
+        self.free = any(i.batch for i in graph.inputs)
+        self.fakes = fake_values(graph, batch=2)
+        self.sheet = Sheet(self._sizes())
         self.names: dict[fx.Node, str] = {}
+        self.parts: dict[fx.Node, tuple[str, ...]] = {}
         self.outputs = graph.outputs
+
+    def _sizes(self) -> dict[str, tuple[int, ...]]:
+        """Value name -> its sizes, −1 where the batch size shows."""
+        other = fake_values(self.graph, batch=3) if self.free else self.fakes
+        return {
+            name: tuple(a if a == b else -1 for a, b in zip(value.shape, other[name].shape, strict=True))
+            for name, value in self.fakes.items()
+        }
 
     def write(self, node: fx.Node) -> None:
         name = self.graph.name(node)
@@ -68,15 +88,17 @@ class _Writer:
             self.names[node] = name  # written where it is read: weights as codes, the rest as it is
         elif (q := read_quantize(self.graph, node)) is not None:
             self._quantize(node, q)
-        elif read_dequantize(self.graph, node) is not None:
-            self._dequantize(node)
+        elif (dq := read_dequantize(self.graph, node)) is not None:
+            self._dequantize(node, dq)
+        elif op_name(node) == "getitem":
+            whole, index = node.args
+            self._know(node, self.parts[whole][index])  # type: ignore[index]
         elif not self._on_codes(node):
-            inputs = [self._operand(n) for n in node.all_input_nodes]
-            self._call(node, inputs, self._result_name(node))
+            self._call(node, self._result_name(node))
 
     def _know(self, node: fx.Node, name: str) -> None:
         self.names[node] = name
-        self.sheet.ranks[name] = len(self.shape_of[self.graph.name(node)])
+        self.sheet.sizes.setdefault(name, self.sheet.sizes.get(self.graph.name(node), ()))
 
     def _result_name(self, node: fx.Node) -> str:
         """The plain value name; where the model's output is its decoded codes, the output keeps that name."""
@@ -87,48 +109,83 @@ class _Writer:
 
     def _operand(self, node: fx.Node) -> str:
         if node.op == "get_attr":
-            return self.sheet.constant(self.graph.name(node), constant(self.graph.module, node).numpy())
-        return self.names[node]
+            name = self.sheet.constant(self.graph.name(node), constant(self.graph.module, node).numpy())
+        else:
+            name = self.names[node]
+        self.sheet.sizes.setdefault(name, self.sheet.sizes.get(self.graph.name(node), ()))
+        return name
 
-    def _call(self, node: fx.Node, inputs: Sequence[str], output: str) -> None:
+    def _call(self, node: fx.Node, output: str) -> None:
+        operands: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), operands.append)  # a value that is read twice is two operands
+        if self.graph.name(node) not in self.fakes:
+            self._several(node, output)
+            return
         self._know(node, output)
+        # A matrix product of more than two dimensions is made as rows; what bounds it next is written on the rows.
+        inputs = [self._operand(n) for n in operands]
+        if op_name(node) not in ROWS:
+            inputs = [self.sheet.shaped(name) for name in inputs]
+        reals = all(self.fakes[self.graph.name(n)].dtype == torch.float32 for n in (node, *operands))
+        if not (reals and self._by_table(node, inputs, output)):
+            reads = {n: self.sheet.shaped(name) for n, name in zip(operands, inputs, strict=True)}
+            translate(self.graph, node, self.sheet, reads, [output], self._samples(node))
+
+    def _by_table(self, node: fx.Node, inputs: Sequence[str], output: str, **options: Any) -> bool:
+        """Write a call that the table of operators knows; otherwise nothing is written, and False the answer."""
         emit_op = OPERATORS.get(op_name(node))
-        for operand, source in zip(inputs, node.all_input_nodes, strict=True):
-            self.sheet.ranks.setdefault(operand, len(self.shape_of[self.graph.name(source)]))
-        written = len(self.sheet.nodes)
+        if emit_op is None:
+            return False
+        written, constants = len(self.sheet.nodes), dict(self.sheet.constants)
         try:
-            if emit_op is None:
-                raise NotImplementedError
-            emit_op(self.sheet, node, inputs, output)
+            emit_op(self.sheet, node, inputs, output, **options)
         except NotImplementedError:
             del self.sheet.nodes[written:]
-            self._by_torch(node, inputs, output)
+            self.sheet.constants = constants
+            return False
+        return True
+
+    def _several(self, node: fx.Node, output: str) -> None:
+        """A call with several results, each read through `getitem`."""
+        users = [u for u in node.users if op_name(u) == "getitem"]
+        if len(users) != len(node.users):
+            name, operator = self.graph.name(node), op_name(node)
+            raise TargetError(f"`{name}`: ONNX cannot express `{operator}`, whose result is no tensor and is read as a whole")
+        results = self._value(node)
+        names = [f"{output}/{index}" for index in range(len(results))]
+        by_index = {u.args[1]: self._result_name(u) for u in users}
+        names = [by_index.get(index, name) for index, name in enumerate(names)]
+        reads = {n: self.sheet.shaped(self._operand(n)) for n in node.all_input_nodes}
+        translate(self.graph, node, self.sheet, reads, names, self._samples(node))
+        self.parts[node] = tuple(names)
 
     def _quantize(self, node: fx.Node, q: QuantizeNode) -> None:
         """Codes: of a constant folded, of a moved value moved, of any other by QuantizeLinear."""
-        name = self.graph.name(node)
-        source = q.source
+        name, source = self.graph.name(node), q.source
         if source.op == "get_attr":
             codes = q.grid.encode(constant(self.graph.module, source))
             self.names[node] = self.sheet.constant(name, codes.numpy())
             return
         self._know(node, name)
         if self._moved_on_codes(source, node):
-            codes_in = self._codes_behind(source.all_input_nodes[0])
-            self.sheet.ranks[codes_in] = len(self.shape_of[self.graph.name(source.all_input_nodes[0])])
+            behind = source.all_input_nodes[0]
+            dq = read_dequantize(self.graph, behind)
+            assert dq is not None
+            codes_in = self.names[dq.source]
+            options = {}
             if op_name(source) == "aten.constant_pad_nd":
-                value = torch.tensor(float(source.args[2]) if len(source.args) > 2 else 0.0)  # type: ignore[arg-type]
-                pad(self.sheet, source, [codes_in], name, fill=q.grid.encode(value).numpy())
-            else:
-                OPERATORS[op_name(source)](self.sheet, source, [codes_in], name)
+                value = torch.tensor(float(arguments(source)["value"]))
+                options = {"fill": q.grid.encode(value).numpy()}
+            if not self._by_table(source, [codes_in], name, **options):
+                translate(self.graph, source, self.sheet, {behind: codes_in}, [name], [self._value(dq.source)])
             return
-        scale = self.sheet.constant(f"{self.graph.name(source)}/scale" if CODES in name else f"{name}/scale", q.grid.scale.numpy())
-        zero = self.sheet.constant(f"{scale.removesuffix('/scale')}/zero", q.grid.zero.to(q.grid.format.dtype).numpy())
-        self.sheet.add("QuantizeLinear", [self.names[source], scale, zero], name)
+        base = name.removesuffix(CODES)
+        scale = self.sheet.constant(f"{base}/scale", q.grid.scale.numpy())
+        zero = self.sheet.constant(f"{base}/zero", q.grid.zero.to(q.grid.format.dtype).numpy())
+        self.sheet.as_rows("QuantizeLinear", [self.names[source], scale, zero], name)
+        self.sheet.shaped(name)
 
-    def _dequantize(self, node: fx.Node) -> None:
-        dq = read_dequantize(self.graph, node)
-        assert dq is not None
+    def _dequantize(self, node: fx.Node, dq: QuantizeNode) -> None:
         codes = self.names[dq.source]
         if dq.source.op == "get_attr":
             codes = self.sheet.constant(codes, constant(self.graph.module, dq.source).numpy())
@@ -136,11 +193,13 @@ class _Writer:
         # Every DequantizeLinear has a zero point of its own: sharing one between int8 weights makes ONNX Runtime 1.31 fail
         # to load the file under session.x64quantprecision=1 ("Attempt to replace the existing tensor").
         base = self.graph.name(node).removesuffix(REAL)
-        scale = self.sheet.constant(f"{base}/scale", dq.grid.scale.flatten().numpy() if dq.axis is not None else dq.grid.scale.numpy())
-        zeros = dq.grid.zero.flatten() if dq.axis is not None else dq.grid.zero
+        scales, zeros = (t.flatten() if dq.axis is not None else t for t in (dq.grid.scale, dq.grid.zero))
+        scale = self.sheet.constant(f"{base}/scale", scales.numpy())
         zero = self.sheet.constant(f"{base}/zero", zeros.to(dq.grid.format.dtype).numpy())
         self.sheet.add("DequantizeLinear", [codes, scale, zero], output, axis=dq.axis)
         self._know(node, output)
+        if dq.axis is None and dq.source.op != "get_attr":
+            self.sheet.decoded[output] = Decoded(codes, scale, zero)
 
     def _on_codes(self, node: fx.Node) -> bool:
         """Whether the call is written where its result is quantized, on codes, and so not here."""
@@ -155,85 +214,35 @@ class _Writer:
         dq = read_dequantize(self.graph, node.all_input_nodes[0])
         return dq is not None and dq.axis is None and q.axis is None and dq.grid.same_as(q.grid)
 
-    def _codes_behind(self, node: fx.Node) -> str:
-        dq = read_dequantize(self.graph, node)
-        assert dq is not None
-        return self.names[dq.source]
+    def _samples(self, node: fx.Node) -> list[Tensor]:
+        return [self._value(n) for n in node.all_input_nodes if n.op != "get_attr"]
 
-    def _by_torch(self, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-        """Write the call by PyTorch's exporter: a model of this one operator, its nodes and constants renamed and copied."""
-        run, _ = bind(self.graph, node)
-        reads = [n for n in node.all_input_nodes if n.op != "get_attr"]
-        samples = tuple(self._sample(n) for n in reads)
-        operator = op_name(node)
+    def _value(self, node: fx.Node) -> Any:
+        return self._values[self.graph.name(node)]
 
-        class One(torch.nn.Module):
-            def forward(self, *values: Tensor) -> Any:
-                return run(*values)
-
-        free = any(i.batch for i in self.graph.inputs)
-        dims = (tuple({0: torch.export.Dim.DYNAMIC} if free and s.ndim and s.shape[0] == 2 else None for s in samples),)
-        try:
-            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
-                made = torch.onnx.export(One(), samples, dynamo=True, opset_version=OPSET, dynamic_shapes=dims, verbose=False)
-            assert made is not None
-            part = made.model_proto
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise TargetError(f"`{self.graph.name(node)}`: ONNX cannot express `{operator}` ({reason})") from error
-        if part.functions or len(part.graph.output) != 1:
-            raise TargetError(f"`{self.graph.name(node)}`: ONNX cannot express `{operator}` as plain nodes with one result")
-        data = [name for name, n in zip(inputs, node.all_input_nodes, strict=True) if n.op != "get_attr"]
-        rename = dict(zip((i.name for i in part.graph.input), data, strict=True)) | {part.graph.output[0].name: output, "": ""}
-        for tensor in part.graph.initializer:
-            rename[tensor.name] = f"{output}/{tensor.name}"
-            kept = TensorProto()
-            kept.CopyFrom(tensor)
-            kept.name, kept.doc_string = rename[tensor.name], ""
-            self.sheet.constants[kept.name] = kept
-        for made_node in part.graph.node:
-            for result in made_node.output:
-                rename.setdefault(result, f"{output}/{result}")
-        for made_node in part.graph.node:
-            copy = onnx.NodeProto()
-            copy.op_type, copy.domain = made_node.op_type, made_node.domain
-            copy.attribute.extend(made_node.attribute)
-            copy.input.extend(rename[i] for i in made_node.input)
-            copy.output.extend(rename[o] for o in made_node.output)
-            copy.name = copy.output[0]
-            self.sheet.nodes.append(copy)
-
-    def _sample(self, node: fx.Node) -> Tensor:
-        values: Any = self._values.get(self.graph.name(node))
-        return values
-
-    @property
-    def _values(self) -> dict[str, Tensor]:
-        if not hasattr(self, "_kept"):
-            from exactq.graphs.programs import float_trace
-
-            given = example_inputs(self.graph, batch=2)
-            named = dict(zip((i.name for i in self.graph.inputs), given, strict=True))
-            self._kept = named | float_trace(self.graph, given)
-        return self._kept
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        """Value name -> what the graph computes of random inputs at a batch size of 2, several results included."""
+        given = example_inputs(self.graph, batch=2)
+        kept: dict[str, Any] = dict(zip((i.name for i in self.graph.inputs), given, strict=True))
+        with torch.no_grad():
+            walk(program(self.graph), given, lambda step, value: kept.__setitem__(step.name, value))
+        return kept
 
     def model(self) -> onnx.ModelProto:
+        """The model of what was written: no node and no constant that the outputs do not need."""
         graph = self.graph
         inputs = [
-            helper.make_tensor_value_info(i.name, _TYPES[i.dtype], ["batch", *i.shape[1:]] if i.batch else list(i.shape))
+            helper.make_tensor_value_info(i.name, self._type(i.name, i.dtype), ["batch", *i.shape[1:]] if i.batch else i.shape)
             for i in graph.inputs
         ]
-        outputs = []
         nodes = {graph.name(n): n for n in graph}
-        free = any(i.batch for i in graph.inputs)
-        values = self._values
+        outputs = []
         for name in self.outputs:
-            value = values[name]
-            shape: list[int | str] = list(value.shape)
-            if free and shape and shape[0] == 2:
-                shape[0] = "batch"
-            outputs.append(helper.make_tensor_value_info(self.names[nodes[name]], _TYPES[value.dtype], shape))
+            sizes: list[int | str | None] = list(self.sheet.sizes[name])
+            sizes = ["batch" if n == 0 and s == -1 else None if s == -1 else s for n, s in enumerate(sizes)]
+            written = self.sheet.shaped(self._operand(nodes[name]))
+            outputs.append(helper.make_tensor_value_info(written, self._type(name, self.fakes[name].dtype), sizes))
         kept: list[onnx.NodeProto] = []
         used = {o.name for o in outputs}
         for node in reversed(self.sheet.nodes):
@@ -241,14 +250,23 @@ class _Writer:
                 kept.append(node)
                 used.update(node.input)
         initializers = [t for name, t in self.sheet.constants.items() if name in used]
-        body = helper.make_graph(kept[::-1], "exactq", inputs, outputs, initializers)
+        body = helper.make_graph(kept[::-1], "exactq", inputs, outputs, initializers, value_info=self._infos(kept, outputs))
         model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         model.producer_name, model.producer_version = "exactq", __version__
         return model
 
+    def _infos(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto]) -> list[onnx.ValueInfoProto]:
+        """Type and sizes of each value of the graph that the file holds: shape inference stops at some float operators."""
+        made = {o for node in nodes for o in node.output} - {o.name for o in outputs}
+        infos = []
+        for node, name in self.names.items():
+            fake = self.fakes.get(self.graph.name(node))
+            if name in made and fake is not None and fake.dtype in _TYPES:
+                sizes = [None if s == -1 else s for s in self.sheet.sizes[self.graph.name(node)]]
+                infos.append(helper.make_tensor_value_info(name, _TYPES[fake.dtype], sizes))
+        return infos
 
-def serialized(model: onnx.ModelProto) -> bytes:
-    """The file's bytes, the same for the same model."""
-    return model.SerializeToString(deterministic=True)
-
-
+    def _type(self, name: str, dtype: torch.dtype) -> int:
+        if dtype not in _TYPES:
+            raise TargetError(f"`{name}` is of {str(dtype).removeprefix('torch.')}, which the ONNX file cannot hold")
+        return _TYPES[dtype]

@@ -18,12 +18,19 @@ from torch import Tensor, fx
 from exactq.graphs.graph import Graph, constant, op_name
 from exactq.graphs.programs import bind
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
-from exactq.kernels import mlas
+from exactq.kernels.mlas.conv import conv
+from exactq.kernels.mlas.elementwise import add, mul
+from exactq.kernels.mlas.gemm import gemm, matmul
+from exactq.kernels.mlas.pool import average_pool, global_average_pool
+from exactq.kernels.mlas.quantize import dequantize_linear, quantize_linear
+from exactq.kernels.mlas.table import concat, leaky_relu, sigmoid
 from exactq.numerics.formats import Grid
 from exactq.targets.onnxruntime.operators import MOVES
 from exactq.traces import Program, Step
 
-EXACT_IN_FLOAT = MOVES | {f"aten.{op}" for op in "relu clamp add sub mul div neg abs cat".split()}
+_ROUND_ONCE = "relu clamp add sub mul div neg abs cat".split()
+_COPY = "split split_with_sizes unbind select stack expand clone repeat".split()
+EXACT_IN_FLOAT = MOVES | {"getitem"} | {f"aten.{op}" for op in (*_ROUND_ONCE, *_COPY)}
 """Float operators with one IEEE rounding an element at most: the same bits in every library."""
 
 
@@ -48,15 +55,22 @@ def _steps(graph: Graph, isa: str) -> Iterator[Step]:
                 yield _codes(graph, node, q, isa)
         elif (dq := read_dequantize(graph, node)) is not None:
             if dq.axis is None and dq.source.op != "get_attr":
-                yield Step(name, mlas.dequantize_linear(dq.grid), (graph.name(dq.source),), "mlas.dequantize_linear")
+                yield Step(name, dequantize_linear(dq.grid), (graph.name(dq.source),), "mlas.dequantize_linear")
             else:
                 run, reads = bind(graph, node)
                 yield Step(name, run, reads, "constant")
         else:
             run, reads = bind(graph, node)
             op = op_name(node)
-            island = None if op in EXACT_IN_FLOAT else f"`{op.removeprefix('aten.')}` runs in ONNX Runtime's float kernels, whose sums have another order"
-            yield Step(name, run, reads, op, inexact=island)
+            yield Step(name, run, reads, op, inexact=None if _rounds_once(node) else _inexact(op))
+
+
+def _rounds_once(node: fx.Node) -> bool:
+    return op_name(node) in EXACT_IN_FLOAT and node.kwargs.get("rounding_mode") is None
+
+
+def _inexact(op: str) -> str:
+    return f"`{op.removeprefix('aten.')}` runs in ONNX Runtime's float kernels, whose last bits are not predicted"
 
 
 def _live(steps: list[Step], outputs: Iterable[str]) -> list[Step]:
@@ -110,27 +124,61 @@ def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, isa: str) -> Step:
     name, root = graph.name(node), q.source
     if (moved := _moved(graph, name, q)) is not None:
         return moved
-    if op_name(root) in ("aten.relu", "aten.clamp") and len(root.users) == 1 and implied(root, q.grid):
+    source = q.source
+    if op_name(root) in ("aten.relu", "aten.clamp") and len(root.users) == 1:
         behind = root.all_input_nodes[0]
-        if behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None:
+        makes = behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None
+        if makes and implied(root, q.grid):
             root = behind
+        elif removed(root, q.grid):
+            source = behind
     maker = _KERNELS.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
     made = maker(graph, root, q.grid, isa) if maker is not None else None
     if made is None:
-        return Step(name, mlas.quantize_linear(q.grid), (graph.name(q.source),), "mlas.quantize_linear", q.grid)
+        return Step(name, quantize_linear(q.grid), (graph.name(source),), "mlas.quantize_linear", q.grid)
     run, reads, kernel = made
     covers = (graph.name(root),) if root is q.source else (graph.name(root), graph.name(q.source))
     return Step(name, run, reads, f"mlas.{kernel}", q.grid, covers=covers)
 
 
-def implied(activation: fx.Node, grid: Grid) -> bool:
-    """Whether a grid already ends at the bounds of a relu or clamp, so that the runtime drops the activation.
+def removed(activation: fx.Node, grid: Grid) -> bool:
+    """Whether ONNX Runtime removes a relu or clamp in front of this grid, whatever stands before it.
 
-    relu_clip_fusion.cc and clip_quantizelinear.cc drop it if no real is rounded to another code without it.
+    relu_quantizelinear.cc: the zero is the lowest code. clip_quantizelinear.cc: the grid's ends exceed the bounds by 2⁻²³ at
+    most, an absolute number: with a scale below that, codes beyond the bounds appear, here as there.
     """
-    bounds = (0.0, None) if op_name(activation) == "aten.relu" else (activation.args[1], (*activation.args, None)[2])
-    ends = (grid.format.lo, grid.format.hi)
-    return all(b is None or int(grid.encode(torch.tensor(float(b)))) == e for b, e in zip(bounds, ends, strict=True))  # type: ignore[arg-type]
+    ends = grid.format.lo - int(grid.zero), grid.format.hi - int(grid.zero)
+    if op_name(activation) == "aten.relu":
+        return ends[0] == 0
+    if any(isinstance(bound, fx.Node) for bound in activation.args[1:]):
+        return False
+    low, high = _bounds(activation)
+    epsilon = torch.finfo(torch.float32).eps
+    return float(low - grid.scale * ends[0]) <= epsilon and float(grid.scale * ends[1] - high) <= epsilon
+
+
+def implied(activation: fx.Node, grid: Grid) -> bool:
+    """Whether the kernel in front of a relu or clamp fuses with this grid behind it, so that the activation does nothing.
+
+    It does where the activation was `removed`, or where both bounds round to codes at the ends or beyond
+    (qdq_util.cc IsClipMadeRedundantByQ, which converts to int32: a quotient beyond it becomes −2³¹).
+    """
+    fixed = not any(isinstance(bound, fx.Node) for bound in activation.args[1:])
+    if removed(activation, grid) or op_name(activation) == "aten.relu" or not fixed:
+        return removed(activation, grid)
+    low, high = (_int32(float(torch.round(bound / grid.scale))) + int(grid.zero) for bound in _bounds(activation))
+    return low <= grid.format.lo and high >= grid.format.hi
+
+
+def _bounds(clamp: fx.Node) -> tuple[Tensor, Tensor]:
+    """The bounds of a clamp in float32, the largest reals where there is none."""
+    largest = torch.finfo(torch.float32).max
+    low, high = _arg(clamp, 1, "min", None), _arg(clamp, 2, "max", None)
+    return torch.tensor(-largest if low is None else float(low)), torch.tensor(largest if high is None else float(high))
+
+
+def _int32(value: float) -> int:
+    return int(value) if -(2.0**31) <= value < 2.0**31 else -(2**31)
 
 
 def _moved(graph: Graph, name: str, q: QuantizeNode) -> Step | None:
@@ -176,12 +224,12 @@ def _conv(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
         return None
     x, weight, w, bias = found
     rank = weight.ndim - 2
-    stride, padding, dilation = (_tuple(_arg(node, i, n, d)) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)))
+    stride, padding, dilation = (
+        _tuple(_arg(node, i, n, d)) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    )
     padding = padding * rank if len(padding) == 1 else padding
     groups = int(_arg(node, 6, "groups", 1))
-    run = mlas.conv(
-        weight, bias, x=x.grid, w=w, y=y, stride=stride, padding=padding * 2, dilation=dilation, groups=groups, isa=isa
-    )
+    run = conv(weight, bias, x=x.grid, w=w, y=y, stride=stride, padding=padding * 2, dilation=dilation, groups=groups, isa=isa)
     return run, (x.name,), "conv"
 
 
@@ -189,7 +237,7 @@ def _linear(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     if (found := _weighted(graph, node)) is None:
         return None
     x, weight, w, bias = found
-    return mlas.gemm(weight, bias, x=x.grid, w=w, y=y, isa=isa), (x.name,), "gemm"
+    return gemm(weight, bias, x=x.grid, w=w, y=y, isa=isa), (x.name,), "gemm"
 
 
 def _binary(kernel: Callable[[Grid, Grid, Grid], Callable[..., Tensor]], name: str) -> Maker:
@@ -206,7 +254,7 @@ def _matmul(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     a, b = _operand(graph, node.args[0]), _operand(graph, node.args[1])
     if a is None or b is None:
         return None
-    return mlas.matmul(a=a.grid, b=b.grid, y=y, isa=isa), (a.name, b.name), "matmul"
+    return matmul(a=a.grid, b=b.grid, y=y, isa=isa), (a.name, b.name), "matmul"
 
 
 def _unary(kernel: Callable[[Grid, Grid, fx.Node], Callable[..., Tensor] | None], name: str) -> Maker:
@@ -219,7 +267,7 @@ def _unary(kernel: Callable[[Grid, Grid, fx.Node], Callable[..., Tensor] | None]
 
 
 def _adaptive(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor] | None:
-    return mlas.global_average_pool(x, y) if all(s == 1 for s in _tuple(node.args[1])) else None
+    return global_average_pool(x, y) if all(s == 1 for s in _tuple(node.args[1])) else None
 
 
 def _average(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor]:
@@ -228,7 +276,7 @@ def _average(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor]:
     stride = _arg(node, 2, "stride", []) or kernel
     padding = _tuple(_arg(node, 3, "padding", 0))
     padding = padding * rank if len(padding) == 1 else padding
-    return mlas.average_pool(
+    return average_pool(
         x,
         y,
         kernel=kernel,
@@ -245,7 +293,7 @@ def _concat(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     if len(known) != len(operands):
         return None
     axis = int(_arg(node, 1, "dim", 0))
-    return mlas.concat([o.grid for o in known], y, axis=axis), tuple(o.name for o in known), "concat"
+    return concat([o.grid for o in known], y, axis=axis), tuple(o.name for o in known), "concat"
 
 
 _KERNELS: dict[str, Maker] = {
@@ -254,15 +302,15 @@ _KERNELS: dict[str, Maker] = {
     "aten.conv3d": _conv,
     "aten.linear": _linear,
     "aten.matmul": _matmul,
-    "aten.add": _binary(mlas.add, "add"),
-    "aten.mul": _binary(mlas.mul, "mul"),
+    "aten.add": _binary(add, "add"),
+    "aten.mul": _binary(mul, "mul"),
     "aten.cat": _concat,
-    "aten.sigmoid": _unary(lambda x, y, _: mlas.sigmoid(x, y), "sigmoid"),
-    "aten.leaky_relu": _unary(
-        lambda x, y, n: mlas.leaky_relu(x, y, slope=float(_arg(n, 1, "negative_slope", 0.01))), "leaky_relu"
-    ),
+    "aten.sigmoid": _unary(lambda x, y, _: sigmoid(x, y), "sigmoid"),
+    "aten.leaky_relu": _unary(lambda x, y, n: leaky_relu(x, y, slope=float(_arg(n, 1, "negative_slope", 0.01))), "leaky_relu"),
     "aten.adaptive_avg_pool1d": _unary(_adaptive, "global_average_pool"),
     "aten.adaptive_avg_pool2d": _unary(_adaptive, "global_average_pool"),
     "aten.adaptive_avg_pool3d": _unary(_adaptive, "global_average_pool"),
+    "aten.avg_pool1d": _unary(_average, "average_pool"),
     "aten.avg_pool2d": _unary(_average, "average_pool"),
+    "aten.avg_pool3d": _unary(_average, "average_pool"),
 }

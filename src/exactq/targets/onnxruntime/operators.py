@@ -17,13 +17,32 @@ OPSET = 21
 INT64_MAX = 2**63 - 1
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Where a real comes from: codes, scale and zero point by name."""
+
+    codes: str
+    scale: str
+    zero: str
+
+
 @dataclass
 class Sheet:
-    """The ONNX graph as it is written: nodes in order, constants by name, and a source of fresh names."""
+    """The ONNX graph as it is written: nodes in order, constants by name.
 
+    `sizes` are those of each tensor, −1 where the batch size shows. `decoded` says of which codes a real was made. `rows` are
+    values of more than two dimensions that so far exist as the rows of a matrix alone: the value's name -> that matrix.
+    """
+
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    ranks: dict[str, int] = field(default_factory=dict)
+    decoded: dict[str, Decoded] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
+
+    def rank(self, name: str) -> int:
+        """How many dimensions a tensor has."""
+        return len(self.sizes[name])
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """One node, named after its output; returns the output's name."""
@@ -31,7 +50,26 @@ class Sheet:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **kept))
         return output
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def as_rows(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """As `add`, for an elementwise node: written on the rows where its first operand exists as rows alone."""
+        if inputs[0] not in self.rows:
+            return self.add(op, inputs, output, **attributes)
+        self.rows[output] = self.add(op, [self.rows[inputs[0]], *inputs[1:]], f"{output}/rows", **attributes)
+        return output
+
+    def shaped(self, name: str) -> str:
+        """The name, with the value now in its own shape."""
+        if name in self.rows:
+            self._reshape(self.rows.pop(name), name)
+        return name
+
+    def _reshape(self, rows: str, output: str) -> None:
+        sizes = self.sizes[output]
+        if sizes.count(-1) > 1:
+            raise NotImplementedError
+        self.add("Reshape", [rows, self.integers(f"{output}/shape", sizes)], output)
+
+    def constant(self, name: str, value: Any) -> str:
         """A constant of that name; the same name twice must mean the same bytes."""
         tensor = numpy_helper.from_array(np.array(value, order="C"), name)
         if name in self.constants and self.constants[name] != tensor:
@@ -44,8 +82,11 @@ class Sheet:
         return self.constant(name, np.asarray(values, np.int64))
 
 
-Emit = Callable[[Sheet, fx.Node, Sequence[str], str], None]
-"""Write a call whose tensor operands have these ONNX names so that its result has that name."""
+Emit = Callable[..., None]
+"""Write a call on a sheet: (sheet, node, the ONNX names of its tensor operands, the name of its result).
+
+Raises `NotImplementedError` for arguments that it does not know.
+"""
 
 
 def _arg(node: fx.Node, index: int, name: str, default: Any) -> Any:
@@ -87,16 +128,20 @@ def _conv_transpose(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: 
 
 
 def _linear(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-    if sheet.ranks[inputs[0]] == 2:
+    x = inputs[0]
+    if sheet.rank(x) == 2:
         sheet.add("Gemm", inputs, output, transB=1)
         return
-    # Gemm takes matrices; a bias in a separate Add would keep the runtime from its integer kernel.
-    weight = inputs[1]
-    flat = sheet.add("Flatten", [inputs[0]], f"{output}/rows", axis=-1)
-    made = sheet.add("Gemm", [flat, *inputs[1:]], f"{output}/product", transB=1)
-    shape = sheet.add("Shape", [inputs[0]], f"{output}/shape", end=-1)
-    width = sheet.add("Shape", [weight], f"{output}/width", end=1)
-    sheet.add("Reshape", [made, sheet.add("Concat", [shape, width], f"{output}/result_shape", axis=0)], output)
+    # Gemm takes matrices; a bias in a separate Add would keep the runtime from its integer kernel, and so would a reshape
+    # between the kernel and its Q/DQ nodes: codes are reshaped, and the result stays a matrix until it is codes.
+    if sheet.sizes[output].count(-1) > 1:
+        raise NotImplementedError
+    if (of := sheet.decoded.get(x)) is not None:
+        flat = sheet.add("Flatten", [of.codes], f"{output}/operand/codes", axis=-1)
+        rows = sheet.add("DequantizeLinear", [flat, of.scale, of.zero], f"{output}/operand")
+    else:
+        rows = sheet.add("Flatten", [x], f"{output}/operand", axis=-1)
+    sheet.rows[output] = sheet.add("Gemm", [rows, *inputs[1:]], f"{output}/rows", transB=1)
 
 
 def _batch_norm(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
@@ -146,24 +191,34 @@ def _adaptive_average(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output
 
 
 def _plain(op: str) -> Emit:
-    return lambda sheet, node, inputs, output: sheet.add(op, inputs, output) and None
+    def emit(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
+        sheet.add(op, inputs, output)
+
+    return emit
+
+
+def _relu(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
+    sheet.as_rows("Relu", inputs, output)
 
 
 def _clamp(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
     bounds = (_arg(node, 1, "min", None), _arg(node, 2, "max", None))
+    if any(isinstance(bound, fx.Node) for bound in bounds):
+        raise NotImplementedError
     names = [
         "" if bound is None else sheet.constant(f"{output}/{end}", np.float32(bound))
         for end, bound in zip(("min", "max"), bounds, strict=True)
     ]
-    sheet.add("Clip", [*inputs, *names] if names[1] else [*inputs, *names[:1]], output)
+    sheet.as_rows("Clip", [*inputs, *names] if names[1] else [*inputs, *names[:1]], output)
 
 
 def _binary(op: str) -> Emit:
     def emit(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-        if node.kwargs.get("alpha", 1) != 1:
+        if node.kwargs.get("alpha", 1) != 1 or set(node.kwargs) - {"alpha"}:
             raise NotImplementedError
         operands, tensors = [], iter(inputs)
-        for index, arg in enumerate(node.args[:2]):
+        for index in range(2):
+            arg = _arg(node, index, "", None)
             number = not isinstance(arg, fx.Node)
             operands.append(sheet.constant(f"{output}/operand{index}", np.float32(arg)) if number else next(tensors))
         sheet.add(op, operands, output)
@@ -175,12 +230,13 @@ def _reshape(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) ->
     size = node.args[1]
     if not isinstance(size, list | tuple) or not all(isinstance(d, int) for d in size):
         raise NotImplementedError
-    sheet.add("Reshape", [inputs[0], sheet.integers(f"{output}/shape", size)], output)
+    sizes = [int(d) for d in size]  # type: ignore[arg-type]
+    sheet.add("Reshape", [inputs[0], sheet.integers(f"{output}/shape", sizes)], output)
 
 
 def _flatten(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
     start, end = _arg(node, 1, "start_dim", 0), _arg(node, 2, "end_dim", -1)
-    rank = sheet.ranks[inputs[0]]
+    rank = sheet.rank(inputs[0])
     start, end = start % rank, end % rank
     shape = [0] * start + [-1] + [0] * (rank - 1 - end)
     if end != rank - 1 and end != start:
@@ -199,12 +255,12 @@ def _squeeze(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) ->
 
 
 def _permute(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-    rank = sheet.ranks[inputs[0]]
+    rank = sheet.rank(inputs[0])
     sheet.add("Transpose", inputs, output, perm=[int(d) % rank for d in node.args[1]])  # type: ignore[union-attr,arg-type]
 
 
 def _transpose(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-    rank = sheet.ranks[inputs[0]]
+    rank = sheet.rank(inputs[0])
     order = list(range(rank))
     a, b = int(node.args[1]) % rank, int(node.args[2]) % rank  # type: ignore[arg-type]
     order[a], order[b] = order[b], order[a]
@@ -212,7 +268,9 @@ def _transpose(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) 
 
 
 def _slice(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-    axis, start, end, step = (_arg(node, i, n, d) for i, n, d in ((1, "dim", 0), (2, "start", 0), (3, "end", None), (4, "step", 1)))
+    axis, start, end, step = (
+        _arg(node, i, n, d) for i, n, d in ((1, "dim", 0), (2, "start", 0), (3, "end", None), (4, "step", 1))
+    )
     if any(isinstance(v, fx.Node) for v in (start, end, step)):
         raise NotImplementedError
     bounds = {"starts": start or 0, "ends": INT64_MAX if end is None else end, "axes": axis, "steps": step}
@@ -220,9 +278,9 @@ def _slice(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> N
     sheet.add("Slice", [inputs[0], *names], output)
 
 
-def pad(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str, fill: np.ndarray | None = None) -> None:
+def _pad(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str, fill: np.ndarray | None = None) -> None:
     """Constant padding; `fill` is the value in the operand's own type, where that is codes."""
-    rank = sheet.ranks[inputs[0]]
+    rank = sheet.rank(inputs[0])
     pairs = [int(p) for p in node.args[1]]  # type: ignore[union-attr,arg-type]
     begins, ends = [0] * rank, [0] * rank
     for index in range(len(pairs) // 2):
@@ -233,8 +291,21 @@ def pad(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str, fill: n
 
 
 def _softmax(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
-    sheet.add(op_name(node).removeprefix("aten.").replace("log_softmax", "LogSoftmax").replace("softmax", "Softmax"),
-              inputs, output, axis=int(node.args[1]))  # type: ignore[arg-type]
+    if _arg(node, 2, "dtype", None) not in (None, False):
+        raise NotImplementedError
+    operator = "LogSoftmax" if "log_softmax" in op_name(node) else "Softmax"
+    sheet.add(operator, inputs, output, axis=int(_arg(node, 1, "dim", -1)))
+
+
+def _layer_norm(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
+    if len(inputs) < 2 or not isinstance(_arg(node, 2, "weight", None), fx.Node):
+        raise NotImplementedError
+    axes = _tuple(_arg(node, 1, "normalized_shape", None), 1)
+    sheet.add("LayerNormalization", inputs, output, axis=-len(axes), epsilon=float(_arg(node, 4, "eps", 1e-5)))
+
+
+def _gelu(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
+    sheet.add("Gelu", inputs, output, approximate=str(_arg(node, 1, "approximate", "none")))
 
 
 def _leaky(sheet: Sheet, node: fx.Node, inputs: Sequence[str], output: str) -> None:
@@ -264,11 +335,13 @@ OPERATORS: dict[str, Emit] = {
     "aten.max_pool1d": _max_pool,
     "aten.max_pool2d": _max_pool,
     "aten.max_pool3d": _max_pool,
+    "aten.avg_pool1d": _average_pool,
     "aten.avg_pool2d": _average_pool,
+    "aten.avg_pool3d": _average_pool,
     "aten.adaptive_avg_pool1d": _adaptive_average,
     "aten.adaptive_avg_pool2d": _adaptive_average,
     "aten.adaptive_avg_pool3d": _adaptive_average,
-    "aten.relu": _plain("Relu"),
+    "aten.relu": _relu,
     "aten.sigmoid": _plain("Sigmoid"),
     "aten.tanh": _plain("Tanh"),
     "aten.matmul": _plain("MatMul"),
@@ -278,6 +351,14 @@ OPERATORS: dict[str, Emit] = {
     "aten._softmax": _softmax,
     "aten.log_softmax": _softmax,
     "aten._log_softmax": _softmax,
+    "aten.layer_norm": _layer_norm,
+    "aten.gelu": _gelu,
+    "aten.neg": _plain("Neg"),
+    "aten.abs": _plain("Abs"),
+    "aten.exp": _plain("Exp"),
+    "aten.sqrt": _plain("Sqrt"),
+    "aten.erf": _plain("Erf"),
+    "aten.hardswish": _plain("HardSwish"),
     "aten.add": _binary("Add"),
     "aten.sub": _binary("Sub"),
     "aten.mul": _binary("Mul"),
@@ -291,7 +372,7 @@ OPERATORS: dict[str, Emit] = {
     "aten.permute": _permute,
     "aten.transpose": _transpose,
     "aten.slice": _slice,
-    "aten.constant_pad_nd": pad,
+    "aten.constant_pad_nd": _pad,
 }
 
 MOVES = frozenset(
@@ -299,3 +380,6 @@ MOVES = frozenset(
     for op in "max_pool1d max_pool2d max_pool3d view flatten unsqueeze squeeze permute transpose slice constant_pad_nd".split()
 )
 """The operators that ONNX defines on codes as it does on reals."""
+
+ROWS = frozenset({"aten.relu", "aten.clamp"})
+"""The operators that are written on the rows of a value that exists as rows alone."""

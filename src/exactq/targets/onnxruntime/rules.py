@@ -36,7 +36,7 @@ def _add_declines(node: fx.Node) -> str | None:
 
 
 def _mean_pool_declines(node: fx.Node) -> str | None:
-    size = node.args[1]
+    size = _option(node, 1, "output_size", 1)
     sizes = size if isinstance(size, list | tuple) else [size]
     return None if prod(int(s) for s in sizes) == 1 else "only the pool to a single pixel has an integer kernel"
 
@@ -64,12 +64,8 @@ def _pad_declines(node: fx.Node) -> str | None:
     return None
 
 
-_CONV = Computes(
-    "QLinearConv", "core/providers/cpu/quantization/qlinearconv.cc", declines=_conv_declines, exempt=_depthwise
-)
-_POOL_1 = Makes(
-    "QLinearGlobalAveragePool", "contrib_ops/cpu/quantization/qlinear_global_average_pool.cc", _mean_pool_declines
-)
+_CONV = Computes("QLinearConv", "core/providers/cpu/quantization/qlinearconv.cc", declines=_conv_declines, exempt=_depthwise)
+_POOL_1 = Makes("QLinearGlobalAveragePool", "contrib_ops/cpu/quantization/qlinear_global_average_pool.cc", _mean_pool_declines)
 _AVERAGE = Makes("QLinearAveragePool", "contrib_ops/cpu/quantization/qlinear_pool.cc", _average_declines)
 _MAX = Passes("MaxPool", "core/providers/cpu/nn/pool.cc: MaxPool v12 on uint8 and int8", _max_pool_declines)
 
@@ -92,11 +88,15 @@ OPERATORS: dict[str, Rule] = {
     "aten.adaptive_avg_pool1d": _POOL_1,
     "aten.adaptive_avg_pool2d": _POOL_1,
     "aten.adaptive_avg_pool3d": _POOL_1,
+    "aten.avg_pool1d": _AVERAGE,
     "aten.avg_pool2d": _AVERAGE,
+    "aten.avg_pool3d": _AVERAGE,
     "aten.max_pool1d": _MAX,
     "aten.max_pool2d": _MAX,
     "aten.max_pool3d": _MAX,
-    "aten.relu": Activates("relu", f"{SELECTORS}; core/optimizer/relu_clip_fusion.cc: no step where the zero is the lowest code"),
+    "aten.relu": Activates(
+        "relu", f"{SELECTORS}; core/optimizer/relu_clip_fusion.cc: no step where the zero is the lowest code"
+    ),
     "aten.clamp": Activates("clamp", f"{SELECTORS}; core/optimizer/qdq_transformer/clip_quantizelinear.cc", _clamp_declines),
     "aten.view": _moves("Reshape"),
     "aten.flatten": _moves("Flatten"),

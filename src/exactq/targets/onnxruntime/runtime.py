@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -10,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from exactq.errors import TargetError
+from exactq.targets.onnxruntime import tracing
 from exactq.traces import Trace
 
 VERSION: str = ort.__version__
-
-_SUFFIX = re.compile(r"(_token_\d+)+$")
 
 
 def session(model: bytes, *, threads: int = 0, optimized: Path | None = None, optimize: bool = True) -> ort.InferenceSession:
@@ -29,7 +27,7 @@ def session(model: bytes, *, threads: int = 0, optimized: Path | None = None, op
     `threads` 0 leaves the number to ONNX Runtime. Raises `TargetError` with the runtime's own words.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; the logger would only repeat them on stderr
     options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -42,8 +40,11 @@ def session(model: bytes, *, threads: int = 0, optimized: Path | None = None, op
 
 
 def run(made: ort.InferenceSession, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of a session for one batch."""
-    feeds = {i.name: x.numpy() for i, x in zip(made.get_inputs(), inputs, strict=True)}
+    """The outputs of a session for one batch; raises `TargetError` where they do not fit it."""
+    places = made.get_inputs()
+    if len(places) != len(inputs):
+        raise TargetError(f"the file takes {len(places)} inputs ({', '.join(p.name for p in places)}), not {len(inputs)}")
+    feeds = {place.name: x.contiguous().numpy() for place, x in zip(places, inputs, strict=True)}
     try:
         return tuple(torch.from_numpy(np.ascontiguousarray(y)) for y in made.run(None, feeds))
     except Exception as error:
@@ -99,11 +100,11 @@ class Tracer:
             path = Path(folder, "optimized.onnx")
             session(model, optimized=path)
             self.optimized = onnx.load(path)
-        self._found = _tensors(onnx.load_from_string(model), self.optimized)
+        self._held = tracing.find(onnx.load_from_string(model), self.optimized)
         instrumented = onnx.ModelProto()
         instrumented.CopyFrom(self.optimized)
         present = {o.name for o in instrumented.graph.output}
-        for tensor in self._found:
+        for tensor in dict.fromkeys(view.tensor for view in self._held.values()):
             if tensor not in present:
                 instrumented.graph.output.append(onnx.ValueInfoProto(name=tensor))
         self._session = session(instrumented.SerializeToString(), optimize=False)
@@ -112,11 +113,10 @@ class Tracer:
     def trace(self, inputs: Sequence[Tensor]) -> Trace:
         """The traced tensors for one batch, channels-first."""
         values = dict(zip(self._names, run(self._session, inputs), strict=True))
-        traced: Trace = {}
-        for tensor, (name, order) in self._found.items():
-            value = values[tensor]
-            traced[name] = value.permute([order.index(axis) for axis in range(value.ndim)]) if order else value
-        return traced
+        return {
+            name: values[view.tensor].permute([view.axes.index(axis) for axis in range(len(view.axes))])
+            for name, view in self._held.items()
+        }
 
     @property
     def operators(self) -> dict[str, int]:
@@ -125,63 +125,3 @@ class Tracer:
         for node in self.optimized.graph.node:
             counts[node.op_type] = counts.get(node.op_type, 0) + 1
         return dict(sorted(counts.items()))
-
-
-def _tensors(original: onnx.ModelProto, optimized: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensor of the optimised graph -> (its name in the original, how its axes are ordered there; () for as they were)."""
-    codes_of = _codes_behind_nodes(original)
-    known = {o for n in original.graph.node for o in n.output}
-    order: dict[str, tuple[int, ...]] = {}
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for node in optimized.graph.node:
-        own = _order_of(node, order)
-        for output in node.output:
-            order[output] = own
-        tensor = node.output[0]
-        base, node_base = _SUFFIX.sub("", tensor), _SUFFIX.sub("", node.name)
-        if node.op_type.startswith(("QLinear", "QGemm")) and node_base in codes_of:
-            name = codes_of[node_base]
-        elif base in known:
-            name = base
-        else:
-            continue
-        if node.op_type == "Transpose" and any(n == name for n, _ in found.values()):
-            continue
-        if node.op_type == "DequantizeLinear" and tensor not in {o.name for o in original.graph.output}:
-            continue
-        found[tensor] = (name, own)
-    return found
-
-
-def _codes_behind_nodes(model: onnx.ModelProto) -> dict[str, str]:
-    """Node name -> the quantized tensor that the fused kernel of this node makes: that of the QuantizeLinear behind it."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = {}
-    for node in model.graph.node:
-        tensor, last = node.output[0], node
-        while last.op_type != "QuantizeLinear" and len(readers.get(tensor, [])) == 1:
-            last = readers[tensor][0]
-            tensor = last.output[0]
-            if last.op_type not in ("Relu", "Clip", "QuantizeLinear"):
-                break
-        if last.op_type == "QuantizeLinear":
-            found[node.name] = tensor
-    return found
-
-
-def _order_of(node: onnx.NodeProto, order: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The axes of a node's result in terms of the original's: (0, 2, 3, 1) for channels-last, () for unchanged."""
-    first = order.get(node.input[0], ()) if node.input else ()
-    if node.op_type == "QLinearConcat":
-        first = order.get(node.input[2], ())
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Transpose":
-        perm = tuple(attributes["perm"])
-        made = tuple((first or tuple(range(len(perm))))[axis] for axis in perm)
-        return () if made == tuple(range(len(made))) else made
-    if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "QGemm", "Gemm"):
-        return ()
-    return first

@@ -1,0 +1,178 @@
+"""The folder of a run: it appears whole or not at all, only a run replaces it, and reading it runs nothing.
+
+`manifest.json` names every other file with its hash. What a folder says is data: its artifact is one of its own files, and a
+Python file that it names is never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exactq import pythonfile
+from exactq.errors import ModelError, UsageError
+from exactq.graphs import store
+from exactq.quantized import Quantized, load
+
+MANIFEST, METRICS, VERIFY = "manifest.json", "metrics.json", "verify.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run folder that was read: the model, its artifact's bytes, where its data came from, and files edited since."""
+
+    quantized: Quantized
+    artifact: bytes
+    data: str
+    changed: tuple[str, ...]
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that becomes `out` when the block ends; where it raises, all is as before.
+
+    An earlier run at `out` stands until the new one is whole. Raises `UsageError` for a place that cannot be written, and for
+    one that holds anything but a run.
+    """
+    check_replaceable(out)
+    place = Path(os.path.abspath(out))
+    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
+    staging: Path | None = None
+    try:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".exactq-", dir=place.parent))
+        except OSError as error:
+            raise UsageError(f"cannot write to {out.parent}: {error.strerror}; choose another folder with --out") from error
+        yield staging
+        _publish(staging, place)
+    except BaseException:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def check_replaceable(out: Path) -> None:
+    """Nothing, or `UsageError` for an `out` that is a file, or holds files that no run wrote: they would be lost."""
+    place = Path(os.path.abspath(out))
+    if Path.cwd().is_relative_to(place):
+        raise UsageError(f"--out {out} is this folder or one above it, and a run replaces its folder: choose one below")
+    if out.is_symlink():
+        raise UsageError(f"{out} is a link, and a run replaces its folder: choose another --out, or the folder it leads to")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out needs a folder")
+    if not out.exists():
+        return
+    held = {path.name for path in out.iterdir()}
+    if not held:
+        return
+    try:
+        known = {MANIFEST, *read_manifest(out)["sha256"]}
+    except ModelError:
+        known = set()
+    if foreign := sorted(held - known if known else held):
+        raise UsageError(
+            f"{out} holds files that are no run of exactq ({foreign[0]}), and a run replaces its folder: choose another --out"
+        )
+
+
+def _publish(staging: Path, place: Path) -> None:
+    os.chmod(staging, 0o755)
+    if not place.exists():
+        os.rename(staging, place)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".exactq-", dir=place.parent))
+    try:
+        os.rename(place, old / "run")
+        os.rename(staging, place)
+    except BaseException:
+        if not place.exists() and (old / "run").exists():
+            os.rename(old / "run", place)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    store.write(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest: `facts`, and the hash of each file that is in the folder by now."""
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {**facts, "sha256": hashes})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises `ModelError` for one that is missing, damaged, or names a file elsewhere."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({_first_line(error)}): make the run again") from error
+    fields = manifest if isinstance(manifest, dict) else {}
+    texts = [fields.get(key) for key in ("exactq", "artifact", "data")]
+    hashes = fields.get("sha256")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(hashes, dict):
+        raise ModelError(f"{path} is no manifest of a run: it needs exactq, artifact, data and sha256")
+    if fields["artifact"] not in hashes or any(not _plain(name) for name in hashes):
+        raise ModelError(f"{path} names files outside of the folder, or an artifact that is none of its own: refused")
+    return fields
+
+
+def _plain(name: str) -> bool:
+    """Whether the name can only be that of a file in the folder itself."""
+    return name not in ("", ".", "..") and Path(name).name == name and "\\" not in name and "\0" not in name
+
+
+def open_model(folder: Path) -> Quantized:
+    """The quantized model of a run folder. Raises `UsageError` for no folder, `ModelError` for one that is damaged."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no run folder {folder}: make one with `exactq run`")
+    try:
+        return load(folder)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{folder} is damaged: plan.yaml is no UTF-8 text ({error.reason}); make the run again") from error
+
+
+def open_run(folder: Path, *, data: str | None = None) -> Saved:
+    """The run in a folder; `data` is what to use instead of the run's own. Nothing that the folder names is executed.
+
+    Raises `UsageError` for no folder and for a run whose data came from a Python file, `ModelError` for a damaged folder.
+    """
+    quantized = open_model(folder)
+    manifest = read_manifest(folder)
+    if data is None and pythonfile.is_named(manifest["data"]):
+        raise UsageError(f"the run's data came from {manifest['data']}, which is not executed unasked: give it with --data")
+    artifact = _read(folder / manifest["artifact"])
+    changed = tuple(name for name, digest in manifest["sha256"].items() if _digest(folder / name) != digest)
+    return Saved(quantized, artifact, data if data is not None else manifest["data"], changed)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}): the run folder is not whole, make the run again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,91 @@
+"""What a run is asked for, checked before anything slow begins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from exactq import flow
+from exactq.datasets.catalog import CALIBRATION
+from exactq.errors import UsageError
+from exactq.metrics import metric_named
+from exactq.plans.plan import Plan
+from exactq.plans.recipes import recipe_named
+from exactq.targets import target_named
+
+MAX_DROP = 0.005
+RECIPE = "w8a8"
+SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What `exactq run`, `quantize` and `plan` are asked for; the names are those of the flags.
+
+    Without `recipe` and `plan` the recipe is `w8a8`. Raises `UsageError` for numbers and names that do not exist.
+    """
+
+    model: str
+    weights: str | None = None
+    data: str | None = None
+    target: str = "onnxruntime"
+    recipe: str | None = None
+    plan: str | None = None
+    metric: str | None = None
+    max_drop: float = MAX_DROP
+    max_error: float | None = None
+    input_shape: str | None = None
+    calibration: int = CALIBRATION
+    seed: int = 0
+    out: str | None = None
+    trust: bool = False
+    random_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            raise UsageError(f"--max-drop is {self.max_drop}; it needs a number of metric points from 0 up, like {MAX_DROP}")
+        if self.max_error is not None and not (math.isfinite(self.max_error) and self.max_error >= 0):
+            raise UsageError(f"--max-error is {self.max_error}; it needs a mean absolute output error from 0 up, like 0.1")
+        if self.calibration < 1:
+            raise UsageError(
+                f"--calibration is {self.calibration}; at least one sample is needed, {CALIBRATION} are the default"
+            )
+        check_seed(self.seed)
+        target_named(self.target)
+        if self.recipe is not None:
+            recipe_named(self.recipe)
+        if self.metric is not None:
+            metric_named(self.metric)
+        if self.recipe is not None and self.plan is not None:
+            raise UsageError(
+                f"--recipe {self.recipe} and --plan {self.plan} exclude each other: a plan is made from its recipe"
+            )
+
+    def given_plan(self) -> Plan | None:
+        """The plan of the file `plan`, or None; raises `UsageError` where it is for another target than the one asked for."""
+        if self.plan is None:
+            return None
+        plan = flow.given_plan(self.plan)
+        wanted, isa = target_named(self.target)
+        if plan.target != wanted.name or ("@" in self.target and plan.isa != isa):
+            raise UsageError(
+                f"the plan {self.plan} is for {plan.target}@{plan.isa}, and --target says {self.target}: change one of them"
+            )
+        target_named(f"{plan.target}@{plan.isa}")
+        return plan
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes: `out`, or `runs/<model>-<target>`."""
+        if self.out is not None:
+            return Path(self.out)
+        last = self.model.rpartition("/")[2].replace(".py:", "-")
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in last)
+        return Path("runs", f"{name}-{self.target.partition('@')[0]}")
+
+
+def check_seed(seed: int) -> None:
+    """Nothing, or `UsageError` for a seed that not every generator takes."""
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"--seed is {seed}; it needs a whole number from 0 to {SEEDS - 1}")

@@ -1,0 +1,1 @@
+"""Fine-tuning on the plan's grids: what training sees is what is deployed."""
