@@ -26,6 +26,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own inductor imports torch.jit
 def test_a_compiled_emulator_gives_the_same_bits_as_the_walked_one() -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 3, 8, 8)

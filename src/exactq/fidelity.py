@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exactq.graphs.programs import program
 from exactq.graphs.qdq import CODES
+from exactq.numerics.measures import decibels
 from exactq.quantized import Quantized
 from exactq.traces import Step, trace, walk
 
@@ -30,9 +31,7 @@ class Ratio:
     @property
     def decibels(self) -> float:
         """10·log10(signal / noise): ∞ without noise, −∞ without signal."""
-        if self.noise == 0:
-            return float("inf")
-        return float(10 * torch.log10(torch.tensor(self.signal / self.noise, dtype=torch.float64)))
+        return decibels(self.signal, self.noise)
 
 
 @dataclass

@@ -83,7 +83,7 @@ def two(run: Callable[[Tensor, Tensor], Tensor], other: int = 6) -> Callable[[],
     return lambda: Net(lambda n, x: run(n.a(x), n.b(x)), a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(3, other, 3))
 
 
-def rows(run: Callable[[Any, Tensor], Tensor], bias: bool = True) -> Callable[[], nn.Module]:
+def rows(run: Callable[[Any, Tensor], Tensor], *, bias: bool = True) -> Callable[[], nn.Module]:
     """A function of two linear layers, 10 -> 8 and 8 -> 5."""
     return lambda: Net(run, a=nn.Linear(10, 8), b=nn.Linear(8, 5, bias=bias))
 

@@ -19,12 +19,13 @@ import typer
 from exactq.cli.export import export
 from exactq.cli.plan import plan
 from exactq.cli.quantize import quantize
+from exactq.cli.report import report
 from exactq.cli.run import run
 from exactq.cli.targets import targets
 from exactq.cli.verify import verify
 from exactq.errors import ExactqError
 
-VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, targets)
+VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, report, targets)
 
 NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
 """The exit codes besides 0."""

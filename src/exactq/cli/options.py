@@ -44,14 +44,19 @@ def writable(path: Path) -> Path:
     return path
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A built-in (simplecnn, resnet20, …) or file.py:factory.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, timm:NAME or torchvision:NAME."
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Trained weights: safetensors, or a torch checkpoint, of which only tensors are read."),
 ]
 Data = Annotated[
     str | None,
-    typer.Option(metavar="D", help="digits, cifar10[:DIR], npz:FILE, noise:SHAPE or file.py:factory; docs/data.md has more."),
+    typer.Option(metavar="D", help="digits, cifar10[:DIR], imagefolder:DIR, npz:FILE, noise:SHAPE or file.py:factory."),
 ]
 Target = Annotated[str, typer.Option(metavar="T[@ISA]", help="The runtime, and whose instruction set if not this machine's.")]
 RecipeName = Annotated[

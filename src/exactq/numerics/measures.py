@@ -20,7 +20,11 @@ def sqnr_db(reference: Tensor, test: Tensor) -> float:
     20.0
     """
     r, t = _pair(reference, test)
-    signal, noise = r.square().sum().item(), (r - t).square().sum().item()
+    return decibels(r.square().sum().item(), (r - t).square().sum().item())
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise) of two sums of squares: +inf without noise, −inf with noise alone, NaN as it comes."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf

@@ -132,7 +132,7 @@ class MetricFacts:
     max_error: FiniteFloat | None
     agreement: FiniteFloat | None
     sqnr_db: FiniteFloat | None
-    mean_error: FiniteFloat
+    mean_error: FiniteFloat | None
 
 
 @dataclass(frozen=True)

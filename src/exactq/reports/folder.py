@@ -51,7 +51,7 @@ class Metrics:
     coverage: FiniteFloat | None
     agreement: FiniteFloat | None
     sqnr_db: FiniteFloat | None
-    mean_error: FiniteFloat
+    mean_error: FiniteFloat | None
     layers: tuple[LayerNoise, ...]
     size: Size
     latency: Latency

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from exactq import __version__, flow
+from exactq import __version__, flow, reports
 from exactq.datasets.catalog import load
 from exactq.datasets.splits import Dataset
 from exactq.errors import DataError, UsageError
@@ -22,7 +22,8 @@ from exactq.optimization.pipeline import Optimized, before_after, optimize
 from exactq.plans.plan import Float, Own, PerChannel, Plan, Slot, summary
 from exactq.quantization.fit import plan_fits
 from exactq.quantized import Quantized
-from exactq.runs.folder import METRICS, VERIFY, check_replaceable, open_model, open_run, staged, write_json, write_manifest
+from exactq.reports.folder import METRICS, VERIFY
+from exactq.runs.folder import check_replaceable, open_model, open_run, staged, write_json, write_manifest
 from exactq.runs.measurement import Budget, check_evaluation, measured, notes, samples, sizes, word
 from exactq.runs.wishes import RECIPE, Wishes, check_seed
 from exactq.sources.capture import capture
@@ -89,7 +90,8 @@ def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64,
     for name in saved.changed:
         talk.say(f"note       {name} is not the file that the run wrote")
     names = tuple(i.name for i in saved.quantized.float_graph.inputs)
-    dataset = load(saved.data, calibration=1, seed=seed, inputs=names)
+    shapes = tuple(i.shape[1:] for i in saved.quantized.float_graph.inputs)
+    dataset = load(saved.data, calibration=1, seed=seed, inputs=names, shapes=shapes)
     check_evaluation(dataset, saved.quantized.float_graph)
     with talk.track("verify", inputs) as advance:
         batches = (b.inputs for b in dataset.evaluation)
@@ -240,7 +242,7 @@ def _named_facts(source: Source, quantized: Quantized) -> dict[str, Any]:
 
 
 def _finish(asked: Wishes, source: Source, quantized: Quantized, staging: Path) -> None:
-    """Write the manifest, the last of a run's files."""
+    """Write the manifest, and the report on what it names."""
     write_manifest(
         staging,
         {
@@ -256,3 +258,4 @@ def _finish(asked: Wishes, source: Source, quantized: Quantized, staging: Path) 
             "asked": asdict(asked),
         },
     )
+    reports.write(staging)

@@ -21,8 +21,8 @@ from exactq import pythonfile
 from exactq.errors import ModelError, UsageError
 from exactq.graphs import store
 from exactq.quantized import Quantized, load
-
-MANIFEST, METRICS, VERIFY = "manifest.json", "metrics.json", "verify.json"
+from exactq.reports import HTML, JSON, NODES
+from exactq.reports.folder import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def check_replaceable(out: Path) -> None:
     if not held:
         return
     try:
-        known = {MANIFEST, *read_manifest(out)["sha256"]}
+        known = {MANIFEST, HTML, JSON, NODES, *read_manifest(out)["sha256"]}
     except ModelError:
         known = set()
     if foreign := sorted(held - known if known else held):

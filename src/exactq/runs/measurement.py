@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from exactq.metrics import Metric, Seen
 from exactq.plans.plan import Float, Own
 from exactq.plans.recipes import PORTABLE
 from exactq.quantized import Quantized
+from exactq.reports import activation_histograms
 from exactq.talk import Talk
 from exactq.timing import Latency, latency
 from exactq.traces import Step, walk
@@ -93,6 +94,7 @@ def measured(
     found = evaluate(metric, models, dataset.evaluation, talk)
     with talk.track("compare layers", None):
         layers = layer_sqnr(quantized, (b.inputs for b in some))
+        histograms = {name: asdict(h) for name, h in activation_histograms(quantized, (b.inputs for b in some)).items()}
         elsewhere = differing(quantized, verdict.isa, some)
     float_file = quantized.target.emit(quantized.float_graph)
     with talk.track("time", None):
@@ -105,6 +107,7 @@ def measured(
         "sqnr_db": found.outputs.ratio.decibels,
         "mean_error": found.outputs.mean_error,
         "layers": [{"name": name, "sqnr_db": db} for name, db in layers.items()],
+        "activations": histograms,
         "size": sizes(quantized, artifact, float_file),
         "latency": timed.to_json(),
         "verify": verdict.to_json(),

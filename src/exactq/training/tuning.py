@@ -123,7 +123,8 @@ def tune(
         loop = _Loop(start, method(start), course, objective, train, held, evaluate)
         loop.resume(state_path, _job(start, course, objective, train) if state_path is not None else "")
         loop.run(progress, save_every)
-    model = deployed(quantized, loop.simulation.finish(loop.best_state))
+    note = f"weights and biases were fine-tuned on the plan's grids by {objective.name}: epoch {loop.best} of {course.epochs}"
+    model = deployed(quantized, loop.simulation.finish(loop.best_state), *([note] if loop.best else []))
     return Tuned(model, tuple(loop.history), loop.best)
 
 
@@ -134,15 +135,18 @@ def start_of(quantized: Model) -> Start:
     return Start(quantized.float_graph, quantized.graph, quantized.plan, grids)
 
 
-def deployed(quantized: Q, finished: Finished) -> Q:
-    """`quantized` with the constants and activation grids of a finished training; weights and biases are encoded anew."""
+def deployed(quantized: Q, finished: Finished, *notes: str) -> Q:
+    """`quantized` with the constants and activation grids of a finished training; weights and biases are encoded anew.
+
+    Its notes are those of the new encoding, and `notes`.
+    """
     edit = Edit(quantized.float_graph)
     for node in list(edit):
         if node.op == "get_attr" and (value := finished.constants.get(edit.value(node))) is not None:
             edit.set_constant(node, value)
     graph = edit.freeze()
     applied = apply(graph, pinned(quantized.plan, graph, finished.grids), {})
-    changes: dict[str, Any] = {"float_graph": graph, "graph": applied.graph, "notes": applied.notes}
+    changes: dict[str, Any] = {"float_graph": graph, "graph": applied.graph, "notes": (*applied.notes, *notes)}
     return replace(quantized, **changes)
 
 

@@ -203,6 +203,7 @@ def _axes(
         for tensor, before in file.operands(node, fused=fused)
         if file.rank.get(before) == rank
     }
+    orders.discard(None)  # whatever lies beside an operand whose order is known lies as it does
     return orders.pop() if len(orders) == 1 else None
 
 
