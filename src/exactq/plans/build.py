@@ -45,8 +45,28 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
             slots[name] = _call_slot(graph, node, integer, wanted, ability, recipe, patterns, refused)
     for node in graph:
         slots.setdefault(graph.name(node), Float("a constant that no integer kernel reads"))
+    _refuse_lost_wishes(graph, ability, wishes, wanted, slots)
     edges = {edge: slot for edge, slot in layers.bias_edges() if slots[edge.value] != slot}
     return Plan(ability.target, ability.isa, recipe.name, slots, edges)
+
+
+def _refuse_lost_wishes(
+    graph: Graph, ability: Ability, wishes: Mapping[str, Wish], wanted: set[fx.Node], slots: Mapping[str, Slot]
+) -> None:
+    """Nothing, or `UsageError` for an operator without weights that shall stay float with codes before and behind it.
+
+    Runtimes fuse such a one with its neighbours; the wish would be lost silently.
+    """
+    for node in graph.calls:
+        name, wish = graph.name(node), wishes.get(graph.name(node))
+        fused = isinstance(ability.operators.get(op_name(node)), Makes) and node in wanted
+        if wish is not None and wish.stay_float and fused:
+            floats = [graph.name(n) for n in node.all_input_nodes if isinstance(slots[graph.name(n)], Float)]
+            if not floats:
+                raise UsageError(
+                    f"`{name}` cannot stay float: what it reads and what reads it is in integers, and {ability.target} fuses "
+                    "it with them; keep the layer behind it float too, or drop the rule"
+                )
 
 
 def real_values(graph: Graph) -> set[str]:
@@ -111,9 +131,14 @@ def _integer_calls(
         for node, rule in list(integer.items()):
             if isinstance(rule, Passes | Activates):
                 source = _first(node)
-                if not (source in made or source in wanted or source in integer or node in wanted):
+                if source in made or source in wanted or source in integer:
+                    continue
+                # Movement may carry the codes that are made for what follows; a bound in front of them is exact in float.
+                if isinstance(rule, Activates) or node not in wanted:
                     del integer[node]
-                    refused[node] = "nothing before or after it is in integers"
+                    refused[node] = (
+                        "what it reads is made in float" if node in wanted else "nothing before or after it is in integers"
+                    )
                     changed = True
     return integer, refused
 
@@ -158,7 +183,7 @@ def _wanted(graph: Graph, integer: Mapping[fx.Node, Rule]) -> set[fx.Node]:
                 wanted.add(_first(node))
             case Makes():
                 wanted.update(node.all_input_nodes)
-            case Passes() | Activates() if node in wanted:
+            case Passes() if node in wanted:
                 wanted.add(_first(node))
     return wanted
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from exactq import __version__
 from exactq.errors import TargetError
 from exactq.graphs.graph import Graph, arguments, constant, op_name
-from exactq.graphs.programs import example_inputs, fake_values, program
+from exactq.graphs.programs import example_inputs, fake_values, is_compute, program
 from exactq.graphs.qdq import CODES, REAL, QuantizeNode, read_dequantize, read_quantize
 from exactq.targets.onnxruntime.operators import MOVES, OPERATORS, OPSET, ROWS, Decoded, Sheet
 from exactq.targets.onnxruntime.translate import translate
@@ -126,10 +126,28 @@ class _Writer:
         inputs = [self._operand(n) for n in operands]
         if op_name(node) not in ROWS:
             inputs = [self.sheet.shaped(name) for name in inputs]
+        if self._tempting(node):
+            inputs[0] = self._kept_real(inputs[0], output)
         reals = all(self.fakes[self.graph.name(n)].dtype == torch.float32 for n in (node, *operands))
         if not (reals and self._by_table(node, inputs, output)):
             reads = {n: self.sheet.shaped(name) for n, name in zip(operands, inputs, strict=True)}
             translate(self.graph, node, self.sheet, reads, [output], self._samples(node))
+
+    def _tempting(self, node: fx.Node) -> bool:
+        """Whether a layer with real weights reads decoded codes: ONNX Runtime would quantize its weights by itself."""
+        if not is_compute(node):
+            return False
+        x, weight = node.args[:2]
+        return weight.op == "get_attr" and read_dequantize(self.graph, x) is not None  # type: ignore[union-attr,arg-type]
+
+    def _kept_real(self, name: str, output: str) -> str:
+        """The same reals behind a Max of one operand, through which `weight_bias_quantization.cc` does not look.
+
+        Between DequantizeLinear and QuantizeLinear that pass gives a float layer int8 weights, silently (measured, ORT 1.31).
+        """
+        kept = self.sheet.add("Max", [name], f"{output}/reals")
+        self.sheet.sizes[kept] = self.sheet.sizes[name]
+        return kept
 
     def _by_table(self, node: fx.Node, inputs: Sequence[str], output: str, **options: Any) -> bool:
         """Write a call that the table of operators knows; otherwise nothing is written, and False the answer."""

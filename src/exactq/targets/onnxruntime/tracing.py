@@ -109,6 +109,19 @@ class _File:
             origin = readers[0]
         return origin.output[0]
 
+    def kept(self) -> dict[str, str]:
+        """Codes that are bounded and encoded again on the very grid they had -> those codes, which the session goes on with."""
+        found = {}
+        for name, maker in self.makers.items():
+            inner = self.makers.get(maker.input[0]) if maker.op_type == "QuantizeLinear" else None
+            while inner is not None and inner.op_type in ("Relu", "Clip"):
+                inner = self.makers.get(inner.input[0])
+            if inner is not None and inner.op_type == "DequantizeLinear":
+                here, there = ([self.constants[i].raw_data for i in n.input[1:]] for n in (maker, inner))
+                if here == there:
+                    found[name] = found.get(inner.input[0], inner.input[0])
+        return found
+
     def origin(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """The file's node of that name."""
         return self.nodes.get(_SUFFIX.sub("", node.name))
@@ -171,6 +184,9 @@ def find(model: onnx.ModelProto, optimized: onnx.ModelProto) -> dict[str, View]:
             if axes is not None and tensor not in parts and (tensor in moved or axes == tuple(sorted(axes))):
                 held[name] = View(tensor, axes)
                 break
+    for name, same in file.kept().items():
+        if name not in held and same in held:
+            held[name] = held[same]
     return {name: view for name, view in held.items() if name in file.codes | file.outputs}
 
 

@@ -1,0 +1,28 @@
+"""Random networks: what the runtime answers is what was predicted, whatever the operators stand in.
+
+EXACTQ_SEED=N draws others, EXACTQ_NETWORKS=N as many.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import exactq
+
+from .drawn import drawn
+
+SEED = int(os.environ.get("EXACTQ_SEED", "0"))
+COUNT = int(os.environ.get("EXACTQ_NETWORKS", "40"))
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("seed", range(SEED * 1000, SEED * 1000 + COUNT))
+def test_the_runtime_gives_the_predicted_integers_of_a_drawn_network(seed: int) -> None:
+    made, batches = drawn(seed)
+    verdict = exactq.verify(made, batches)
+    assert verdict.mismatches == 0, verdict
+    if not verdict.equal:  # movement and activations alone: nothing is quantized, and that is said
+        assert made.coverage() is None
+        assert not made.grids
