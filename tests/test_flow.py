@@ -114,3 +114,22 @@ def test_a_prepared_graph_is_the_models_function(model: nn.Module, batches: list
     with torch.no_grad():
         (found,) = prepare(model, (X,)).module(batches[0])
         torch.testing.assert_close(found, model(batches[0]), rtol=0, atol=1e-5)
+
+
+def test_training_gives_a_model_of_the_same_plan_that_still_verifies(model: nn.Module, batches: list[Tensor]) -> None:
+    made = quantize(model, (batches[0][:2],), calibration=batches)
+    trained = exactq.train(made, batches, epochs=1, batch=16)
+    assert trained.plan == made.plan
+    assert verify(trained, batches).equal
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [({"objective": "labls"}, "did you mean 'labels'"), ({"epoch": 3}, "did you mean 'epochs'")],
+)
+def test_a_training_names_what_it_does_not_know(
+    model: nn.Module, batches: list[Tensor], wishes: dict[str, str], words: str
+) -> None:
+    made = quantize(model, (batches[0][:2],), calibration=batches)
+    with pytest.raises(UsageError, match=words):
+        exactq.train(made, batches, **wishes)

@@ -6,12 +6,14 @@ capture -> optimize -> plan -> calibrate -> apply -> emit -> verify
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from exactq.calibration.collect import calibrate
-from exactq.errors import ModelError, UsageError
+from exactq.errors import ModelError, UsageError, unknown
 from exactq.graphs.graph import Graph
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
@@ -24,13 +26,17 @@ from exactq.quantization.fit import plan_fits
 from exactq.quantized import Quantized, load
 from exactq.sources.capture import capture
 from exactq.targets import target_named
+from exactq.training.courses import Course
+from exactq.training.objectives import OBJECTIVES
+from exactq.training.samples import Loader
+from exactq.training.tuning import Moment, tune
 from exactq.verification import Verdict
 from exactq.verification import verify as verify_quantized
 
 Batches = Iterable[Sequence[Tensor]]
 Counted = Callable[[int], None]
 
-__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "verify"]
+__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
 
 
 def prepare(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
@@ -127,3 +133,28 @@ def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int =
     """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+
+
+def train(
+    quantized: Quantized,
+    loader: Loader,
+    *,
+    objective: str = "distillation",
+    progress: Callable[[Moment], None] | None = None,
+    state_path: Path | None = None,
+    **course: Any,
+) -> Quantized:
+    """`quantized` fine-tuned on its plan's grids, with straight-through gradients: the same plan, names and files.
+
+    `loader` gives batches of inputs, or of (inputs, labels), and is gone through more than once. `objective` is a name of
+    `training.objectives.OBJECTIVES`; `course` has the fields of `training.courses.Course`, such as `epochs`. With
+    `state_path` a killed training goes on where it was. The best epoch on held-out batches comes back.
+    """
+    if objective not in OBJECTIVES:
+        raise unknown("objective", objective, OBJECTIVES)
+    known = [f.name for f in fields(Course)]
+    for name in course:
+        if name not in known:
+            raise unknown("field of a training course", name, known)
+    goal, way = OBJECTIVES[objective], Course(**course)
+    return tune(quantized, loader, course=way, objective=goal, progress=progress, state_path=state_path).quantized

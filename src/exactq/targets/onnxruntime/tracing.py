@@ -111,7 +111,7 @@ class _File:
 
     def kept(self) -> dict[str, str]:
         """Codes that are bounded and encoded again on the very grid they had -> those codes, which the session goes on with."""
-        found = {}
+        found: dict[str, str] = {}
         for name, maker in self.makers.items():
             inner = self.makers.get(maker.input[0]) if maker.op_type == "QuantizeLinear" else None
             while inner is not None and inner.op_type in ("Relu", "Clip"):
