@@ -125,7 +125,11 @@ def _read_torch(path: Path) -> object:
                 f"{path} carries code ({', '.join(names[:SHOWN])}): refused, nothing was run. "
                 "Save the state dict alone, best as safetensors"
             ) from e
-        raise ModelError(f"{path} cannot be read as a torch checkpoint, it is damaged or incomplete: {_first_line(e)}") from e
+        # torch's own words advise to load it without restriction, which is what nobody should do here.
+        raise ModelError(
+            f"{path} cannot be read as a torch checkpoint, it is damaged or incomplete, or no checkpoint at all; give a state "
+            "dict saved by torch.save, or safetensors"
+        ) from e
 
 
 def _carried(path: Path) -> list[str]:
