@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError
-from exactq.flow import prepare, quantize_graph
+from exactq.flow import prepare, quantize, quantize_graph, verify
 from exactq.graphs.graph import Graph, constant
 from exactq.graphs.qdq import CODES, read_dequantize, read_quantize
 from exactq.numerics.formats import INT4, INT8, INT32, UINT8
@@ -247,3 +247,23 @@ def test_a_given_scale_on_which_the_accumulator_could_overflow_names_the_least_o
         UsageError, match=r"`fc\.weight`: with the scale 1e-12 the int32 code of `fc\.bias` can overflow; the least"
     ):
         quantized("classifier", edited(plan_of("classifier"), {"fc.weight": small}))
+
+
+def test_a_clamp_that_nothing_passed_in_calibration_gets_the_range_of_its_bounds() -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).clamp(0, 6))
+
+    net = Dead().eval()
+    with torch.no_grad():
+        net.a.bias.fill_(-100.0)
+    x = torch.randn(16, 3, 4, 4)
+    made = quantize(net, (x[:2],), calibration=[x])
+    assert torch.equal(made.grids["clamp"].scale, torch.tensor(6.0) / 255)
+    verdict = verify(made, [(200 * x,)])
+    assert verdict.equal
+    assert not verdict.unverified

@@ -16,9 +16,16 @@ from .onnxruntime.fusion import only_integers
 FUSED = {"onnxruntime": only_integers}
 """Target -> the check that the operators of a session are integer kernels between the borders."""
 
+
+def later(operator: str, example: Example) -> tuple[pytest.MarkDecorator, ...]:
+    """One and three dimensions are slow ones, but for the first example of each operator."""
+    return (pytest.mark.slow,) if operator[-2:] in ("1d", "3d") and example is not EXAMPLES[operator][0] else ()
+
+
 everywhere = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 examples = pytest.mark.parametrize(
-    ("operator", "example"), [pytest.param(op, e, id=e.name) for op, several in EXAMPLES.items() for e in several]
+    ("operator", "example"),
+    [pytest.param(op, e, id=e.name, marks=later(op, e)) for op, several in EXAMPLES.items() for e in several],
 )
 
 

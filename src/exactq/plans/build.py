@@ -163,8 +163,8 @@ def operand_reason(node: fx.Node, rule: Rule) -> str | None:
 
 
 def _tensor_count(node: fx.Node) -> int:
-    """How many operands the operator wants as tensors (two for add and mul, the list's length for cat, one otherwise)."""
-    if op_name(node) in ("aten.add", "aten.sub", "aten.mul"):
+    """How many operands the operator wants as tensors: two for add, mul and matmul, the list's length for cat, or one."""
+    if op_name(node) in ("aten.add", "aten.sub", "aten.mul", "aten.matmul"):
         return 2 if node.args[0] is not node.args[1] else 1
     first = node.args[0]
     return len(set(first)) if isinstance(first, list | tuple) else 1

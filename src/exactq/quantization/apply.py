@@ -6,6 +6,7 @@ as int32 codes behind a dequantize node, for float32 cannot hold every int32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from exactq.errors import DataError, ModelError, UsageError
 from exactq.graphs.graph import Edit, Graph, arguments
 from exactq.graphs.qdq import REAL, dequantize, quantize
 from exactq.numerics.formats import Grid
+from exactq.optimization.patterns import bounds
 from exactq.plans.build import weight_and_bias
 from exactq.plans.plan import Edge, Fixed, Own, PerChannel, Plan, Product, Slot
 from exactq.quantization.bias import bias_codes, guard, product
@@ -38,16 +40,30 @@ class Applied:
     notes: tuple[str, ...]
 
 
-def activation_grids(plan: Plan, constants: Mapping[str, Tensor], states: Mapping[str, Any]) -> dict[str, Grid]:
-    """The grid of every value and edge but weights and biases: from its observer's state, as given, or another value's."""
+def activation_grids(
+    plan: Plan,
+    constants: Mapping[str, Tensor],
+    states: Mapping[str, Any],
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, Grid]:
+    """The grid of every value and edge but weights and biases: from its observer's state, as given, or another value's.
+
+    A value that was 0 throughout says nothing about its range; where `limits` knows its ends, as behind a clamp, they are it:
+    a scale that reaches beyond a clamp would keep the clamp, and the kernel in front of it, in float.
+    """
+    limits = {} if limits is None else limits
     lines = {name: slot for name, slot in plan.slots.items() if name not in constants}
     edges = {str(edge): slot for edge, slot in plan.edges.items() if edge.value not in constants}
-    own = {name: made for name, slot in lines.items() if (made := _activation_grid(name, slot, states)) is not None}
+    own = {name: made for name, slot in lines.items() if (made := _activation_grid(name, slot, states, limits)) is not None}
     shared = {name: own[source] for name in plan.slots if (source := plan.source(name)) in own}
-    return shared | {name: made for name, slot in edges.items() if (made := _activation_grid(name, slot, states)) is not None}
+    return shared | {
+        name: made for name, slot in edges.items() if (made := _activation_grid(name, slot, states, limits)) is not None
+    }
 
 
-def _activation_grid(name: str, slot: Slot, states: Mapping[str, Any]) -> Grid | None:
+def _activation_grid(
+    name: str, slot: Slot, states: Mapping[str, Any], limits: Mapping[str, tuple[float, float]]
+) -> Grid | None:
     if isinstance(slot, Fixed):
         return _given(slot)
     if not isinstance(slot, Own):
@@ -56,6 +72,8 @@ def _activation_grid(name: str, slot: Slot, states: Mapping[str, Any]) -> Grid |
         raise ModelError(f"`{name}` was not calibrated: the plan gives it a grid of its own, but no batch was seen for it")
     try:
         lo, hi = observer_named(slot.observer).range(states[name], slot.format, slot.symmetric)
+        if lo == hi == 0 and name in limits:
+            lo, hi = (end if math.isfinite(end) else 0.0 for end in limits[name])
         return grid(lo, hi, slot.format, symmetric=slot.symmetric)
     except DataError as error:
         raise DataError(f"calibration, value `{name}`: {error}") from error
@@ -84,7 +102,8 @@ def apply(graph: Graph, plan: Plan, states: Mapping[str, Any]) -> Applied:
     notes: list[str] = []
     edit = Edit(graph)
     nodes = {edit.value(n): n for n in edit}
-    grids = activation_grids(plan, graph.constants, states)
+    limits = {graph.name(n): ends for n in graph.calls if (ends := bounds(n)) is not None}
+    grids = activation_grids(plan, graph.constants, states, limits)
     activations = list(grids)
     found = [_layer(graph, plan, node, nodes) for node in layers(graph, plan)]
     for weight in dict.fromkeys(layer.weight for layer in found):

@@ -21,7 +21,7 @@ from exactq.graphs.qdq import CODES
 from exactq.targets.onnxruntime.emit import emit, serialized
 
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
-ONE_OF_EACH = [several[-1] for several in EXAMPLES.values()]
+ONE_OF_EACH = [pytest.param(several[-1], marks=pytest.mark.slow) for several in EXAMPLES.values()]
 
 
 def answers(model: bytes, inputs: tuple[Tensor, ...], level: str = "ENABLE_ALL", **entries: str) -> list[Any]:

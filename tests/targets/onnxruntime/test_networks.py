@@ -19,6 +19,8 @@ from exactq.sources import weights
 from exactq.targets.onnxruntime import ONNXRUNTIME
 from exactq.traces import trace
 
+RESNETS = ["resnet20-full", pytest.param("resnet20-portable", marks=pytest.mark.slow)]
+
 
 def golden(isa: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((HERE / f"networks-{isa}.json").read_text(encoding="utf-8"))
@@ -36,7 +38,7 @@ def predicted(key: str, isa: str) -> dict[str, list[Any]]:
     return {value: digest(tensor) for value, tensor in codes.items() if value.endswith(CODES) and tensor.dtype == torch.uint8}
 
 
-@pytest.mark.parametrize("key", [f"{name}-{recipe}" for name in SHAPES for recipe in RECIPES])
+@pytest.mark.parametrize("key", [*(f"{name}-{recipe}" for name in ("simplecnn", "mobilenet") for recipe in RECIPES), *RESNETS])
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_emulator_of_each_instruction_set_gives_what_the_runtime_gave_there(isa: str, key: str) -> None:
     assert predicted(key, isa) == golden(isa)[key]["tensors"]
@@ -54,14 +56,14 @@ def test_full_range_weights_give_other_integers_without_vnni_and_pair_safe_weigh
 
 @pytest.mark.runtime
 def test_the_golden_networks_are_verified_on_this_machine() -> None:
-    for name in SHAPES:
+    for name in ("simplecnn", "mobilenet"):
         verdict = exactq.verify(quantized(name, "full"), [(images(name, 5, 4),)])
         assert verdict.equal
         assert verdict.unverified == ()
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("recipe", ["w8a8", "portable"])
+@pytest.mark.parametrize("recipe", ["w8a8", pytest.param("portable", marks=pytest.mark.slow)])
 def test_the_trained_resnet20_is_integers_from_border_to_border(data: Path, recipe: str) -> None:
     file = data / "models" / "resnet20-12fca82f.th"
     if not file.is_file() or not (data / "cifar10").is_dir():
