@@ -40,17 +40,3 @@ PARTS = st.lists(st.one_of(st.text("ab1", max_size=2), st.integers(0, 11), st.bi
 @given(PARTS, PARTS)
 def test_two_lists_share_a_key_only_if_they_are_equal(a: list[str | int | bytes], b: list[str | int | bytes]) -> None:
     assert (cache.key(*a) == cache.key(*b)) == (a == b)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "kept"
-    cache.write(path, lambda temporary: temporary.write_text("old") and None)
-
-    def fails(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cache.write(path, fails)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,11 +1,9 @@
-"""Where slow results are kept between runs, and how: under a key of everything they depend on, written whole or not at all."""
+"""Where slow results are kept between runs: in one folder, under a key of everything they depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from exactq.errors import UsageError
@@ -39,18 +37,3 @@ def key(*parts: str | int | bytes) -> str:
         data = part if isinstance(part, bytes) else str(part).encode()
         digest.update(f"{type(part).__name__}:{len(data)}:".encode() + data)
     return digest.hexdigest()[:16]
-
-
-def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the file `path` by `fill(temporary)` and a rename: a reader sees the old file or the whole new one.
-
-    The temporary file stands beside `path` under a name of its own and is gone afterwards, whatever `fill` raises.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        fill(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

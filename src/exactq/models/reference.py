@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from exactq import cache
 from exactq.datasets.splits import Batch, Dataset, Indexed, Split
 from exactq.errors import DataError
+from exactq.graphs import store
 from exactq.models.catalog import Builtin, Shape, build
 
 VERSION = 2  # of this file's recipe: raise it when trained weights would change
@@ -178,10 +179,10 @@ def _fingerprint(dataset: Dataset) -> str:
 
 def _keep(net: nn.Module, path: Path) -> None:
     """Nothing; the weights are in the file `path`, with a digest that the format itself lacks."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    cache.write(path, lambda temporary: save_file(tensors, temporary, {"digest": _digest(tensors)}))
+    store.write(path, save(tensors, {"digest": _digest(tensors)}))
 
 
 def _read_into(net: nn.Module, path: Path) -> bool:
