@@ -255,3 +255,20 @@ def test_the_outputs_are_those_of_the_session_without_instruments(made: Quantize
     verdict = verify(made, [(images(4),)])
     assert sum(t.mismatches for t in verdict.tensors) == 0
     assert [t.mismatches for t in verdict.outputs] == [20]
+
+
+def test_a_model_of_a_fixed_batch_size_is_verified_on_whole_batches() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + torch.ones(6, 4))
+
+    x = torch.randn(6, 4)
+    made = exactq.quantize(Fixed().eval(), (x,), calibration=[x])
+    assert not made.float_graph.inputs[0].batch
+    verdict = exactq.verify(made, [x, 2 * x], inputs=10)
+    assert verdict.inputs == 12
+    assert verdict.equal
