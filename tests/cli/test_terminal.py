@@ -108,13 +108,18 @@ def test_yes_never_asks(tmp_path: Path) -> None:
     assert max(map(len, plain(terminal.seen))) <= 80
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("stop", "code"), [(lambda p: p.send_signal(signal.SIGINT), 130), (lambda p: p.terminate(), 143)], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, stop: Callable[[subprocess.Popen[str]], None], code: int) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     command = [sys.executable, "-m", "exactq", "run", "simplecnn", "--data", "slow.py:images", "--out", "new/run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # Tests that a shell runs in the background inherit an ignored SIGINT, and so would the process.
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
     limit = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < limit:
         time.sleep(0.02)
