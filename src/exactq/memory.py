@@ -63,16 +63,16 @@ def _measure(alone: str, model: str, arrays: str, threads: str) -> Memory:
     runtime["start"]()
     with np.load(arrays) as held:
         inputs = [held[name] for name in held.files]
-    _forget_peak()
-    before = _resident()
+    forget_peak()
+    before = resident()
     run = runtime["load"](model, int(threads))
     for _ in range(RUNS):
         run(inputs)
-    after = _resident()  # before the peak, which reading may raise
-    return Memory(max(_peak() - before, 0), max(after - before, 0))
+    after = resident()  # before the peak, which reading may raise
+    return Memory(max(peak() - before, 0), max(after - before, 0))
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the peak begin anew where the system can: what imports needed for a moment would hide a small model."""
     try:
         CLEAR.write_text("5")  # Linux: resets VmHWM, proc_pid_clear_refs(5)
@@ -80,12 +80,12 @@ def _forget_peak() -> None:
         return
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of resident memory now; where the system does not say, the largest so far, so that nothing is counted twice."""
-    return _status("VmRSS") if STATUS.exists() else _peak()
+    return _status("VmRSS") if STATUS.exists() else peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The largest resident memory so far, in bytes.
 
     Linux: not `ru_maxrss`, which a process inherits from the one that started it, through exec too (getrusage(2), exec_mmap).
