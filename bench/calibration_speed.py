@@ -19,7 +19,7 @@ from exactq.plans.recipes import Recipe
 from exactq.sources.resolve import resolve
 from exactq.traces import walk
 
-IMAGES, BATCH, ROUNDS = 64, 16, 5
+IMAGES, BATCH, ROUNDS = 64, 16, 3
 MOST = 1.5
 """What the default recipe may take, in times of the forward passes."""
 
