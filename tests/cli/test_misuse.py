@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from exactq import runs
 from exactq.models.catalog import MODELS, build
+from exactq.runs.workplace import KEPT
 
 from .conftest import Answer, Shell, files_below, write_npz
 
@@ -39,7 +40,6 @@ REFUSED = [
     (f"{RUN} --recipe latin.yaml", "latin.yaml cannot be read"),
     (f"{RUN} --recipe broken.yaml", "broken.yaml YAML"),
     (f"{RUN} --metric acuracy", "unknown metric 'acuracy' did you mean 'accuracy'"),
-    (f"{MINE} --data mine.py:images --metric mine.py:nan", "mine.py:nan nan finite"),
     (f"{RUN} --wieghts x", "no such option --wieghts did you mean --weights"),
     ("runn simplecnn", "runn Did you mean 'run'?"),
     ("run", "MODEL exactq run --help"),
@@ -256,22 +256,31 @@ def test_a_disk_that_is_full_or_closed_leaves_all_as_it_was(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("step", ["rename", "replace"])
+@pytest.mark.parametrize("step", ["away", "into place"])
 def test_an_earlier_run_stands_when_the_new_one_cannot_take_its_place(
     shell: Shell, run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
 ) -> None:
-    before, real, calls = files_below(tmp_path), os.rename, []
+    before, real = files_below(tmp_path), os.rename
 
     def rename(old: object, new: object) -> None:
-        calls.append(old)
-        if len(calls) == (1 if step == "rename" else 2):
+        if Path(str(old if step == "away" else new)).name == "run":
+            monkeypatch.undo()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(old, new)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("exactq.runs.folder.os.rename", rename)
-    refused(shell("quantize", "simplecnn", "--out", "run"), os.strerror(errno.EIO))
-    monkeypatch.undo()
-    assert files_below(tmp_path) == before
+    monkeypatch.setattr("exactq.runs.workplace.os.rename", rename)
+    answer = shell("quantize", "simplecnn", "--out", "run")
+    assert (answer.code, answer.said.endswith(KEPT)) == (2, True), answer.err
+    assert {k: v for k, v in files_below(tmp_path).items() if ".unfinished" not in k} == before
+    assert "resumed" in shell("quantize", "simplecnn", "--out", "run").err
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_metric_that_fails_late_costs_nothing_that_was_finished(shell: Shell) -> None:
+    line = f"{MINE} --data mine.py:images --metric mine.py:nan".split()
+    refused(shell(*line), f"mine.py:nan nan finite {KEPT}")
+    answer = shell(*line[:-1], "cosine")
+    assert (answer.code, "resumed    quantized" in answer.err) == (0, True), answer.err
 
 
 def test_a_bug_is_called_one_and_shows_its_traceback_when_asked(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

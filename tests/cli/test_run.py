@@ -44,7 +44,7 @@ def test_a_run_tells_its_verdict_on_stdout_and_its_way_on_stderr(shell: Shell) -
     assert answer.out.startswith("verdict    ok\n")
     assert answer.out.endswith("out        runs/simplecnn-onnxruntime\n")
     assert "int4 weights are stored in 8 bits" in answer.out
-    assert [line.split()[0] for line in answer.err.splitlines()] == ["model", "graph", "plan"]
+    assert [line.split()[0] for line in answer.err.splitlines()] == ["model", "graph", "plan", "measured"]
     assert "\x1b" not in answer.out + answer.err
 
 
