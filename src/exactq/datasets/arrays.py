@@ -38,7 +38,9 @@ def npz(place: str, *, calibration: int, seed: int, inputs: tuple[str, ...] | No
     half = max(1, whole.samples // 2)
     seen = whole.first(half)
     held = replace(whole, order=whole.order[half:] if half < whole.samples else whole.order)
-    return Dataset(f"npz:{place}", seen.first(calibration), held, None if labels is None else seen, _classes(labels))
+    return Dataset(
+        f"npz:{place}", seen.first(calibration), held, None if labels is None else seen, _classes(labels), at_least=True
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

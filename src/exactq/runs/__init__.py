@@ -17,14 +17,14 @@ from exactq.datasets.splits import Dataset
 from exactq.errors import DataError, UsageError
 from exactq.graphs import store
 from exactq.graphs.graph import Graph, op_name
-from exactq.metrics import default_metric, metric_named
+from exactq.metrics import check_fit, default_metric, metric_named
 from exactq.optimization.pipeline import Optimized, before_after, optimize
 from exactq.plans.plan import Float, Own, PerChannel, Plan, Slot, summary
 from exactq.quantization.fit import plan_fits
 from exactq.quantized import Quantized
 from exactq.reports.folder import METRICS, VERIFY
 from exactq.runs.folder import check_replaceable, open_model, open_run, staged, write_json, write_manifest
-from exactq.runs.measurement import Budget, check_evaluation, measured, notes, samples, sizes, word
+from exactq.runs.measurement import Budget, check_evaluation, float_run, measured, notes, samples, sizes, word
 from exactq.runs.wishes import RECIPE, Wishes, check_seed
 from exactq.sources.capture import capture
 from exactq.sources.resolve import Source, resolve
@@ -46,9 +46,11 @@ def run(
     asked = Wishes(model, **wishes)
     with _prepared(asked, talk) as (source, optimized, staging):
         check_evaluation(source.dataset, optimized.graph)
+        metric = metric_named(asked.metric) if asked.metric is not None else default_metric(source.dataset)
+        fixed = not all(i.batch for i in optimized.graph.inputs)
+        check_fit(metric, source.dataset, float_run(source.module), whole=fixed)
         quantized = _quantized(asked, source, optimized, talk, confirm)
         artifact = _write_model(quantized, staging, talk)
-        metric = metric_named(asked.metric) if asked.metric is not None else default_metric(source.dataset)
         found, verdict, evaluated = measured(quantized, source.module, source.dataset, metric, artifact, talk)
         budget = Budget(asked.max_drop, asked.max_error)
         facts = _named_facts(source, quantized) | found
@@ -66,7 +68,10 @@ def quantize(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any
     with _prepared(asked, talk) as (source, optimized, staging):
         quantized = _quantized(asked, source, optimized, talk, lambda question: True)
         artifact = _write_model(quantized, staging, talk)
-        facts = _named_facts(source, quantized) | {"size": sizes(quantized, artifact), "notes": notes(quantized)}
+        facts = _named_facts(source, quantized) | {
+            "size": sizes(quantized, artifact),
+            "notes": notes(quantized) + source.dataset.remarks(),
+        }
         _finish(asked, source, quantized, staging)
     return {"out": str(asked.folder), **facts}
 

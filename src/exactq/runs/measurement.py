@@ -111,7 +111,7 @@ def measured(
         "size": sizes(quantized, artifact, float_file),
         "latency": timed.to_json(),
         "verify": verdict.to_json(),
-        "notes": [*notes(quantized), *elsewhere],
+        "notes": [*notes(quantized), *dataset.remarks(), *elsewhere],
     }
     return plain(facts), verdict, found
 
