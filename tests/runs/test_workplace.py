@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from exactq.datasets.splits import Dataset, in_memory
 from exactq.errors import ModelError, UsageError
 from exactq.runs.folder import write_manifest
 from exactq.runs.workplace import KEPT, Workplace, working
 
+DATA = Dataset("ones", in_memory((torch.ones(2, 1),)), in_memory((torch.ones(2, 1),)))
 FACTS = {"exactq": "0", "artifact": "model.bin", "data": "digits"}
 
 
@@ -32,7 +35,7 @@ def read(folder: Path) -> str:
 
 
 def stage(work: Workplace, key: str, text: str) -> str:
-    return work.stage("a", key, lambda folder: (folder / "made").write_text(text) and None, read)
+    return work.stage("a", key, DATA, lambda folder: (folder / "made").write_text(text) and None, read)
 
 
 def test_a_run_appears_when_it_is_whole_and_replaces_an_earlier_one(tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_where_nothing_was_finished_all_is_as_before(tmp_path: Path, error: type
     publish(tmp_path / "old", "first")
     for out in (tmp_path / "old", tmp_path / "new" / "deep" / "run"):
         with pytest.raises(error) as raised, working(out) as work:
-            work.stage("a", "1", lambda folder: fail(error), read)
+            work.stage("a", "1", DATA, lambda folder: fail(error), read)
         assert getattr(raised.value, "__notes__", []) == []
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old" / "model.bin").read_text() == "first"
@@ -80,11 +83,12 @@ def test_a_finished_stage_is_kept_and_found_under_its_key_alone(tmp_path: Path, 
 def test_a_damaged_stage_and_the_rest_of_a_killed_one_are_made_again(tmp_path: Path) -> None:
     (tmp_path / ".run.unfinished" / "a.1").mkdir(parents=True)
     (tmp_path / ".run.unfinished" / "a.1" / "made").write_text("damaged")
+    (tmp_path / ".run.unfinished" / "a.1" / "remarks.json").write_text("[]")
     (tmp_path / ".run.unfinished" / "a.making").mkdir()
     (tmp_path / ".run.unfinished" / "a.making" / "rest").write_text("x")
     with working(tmp_path / "run") as work:
         assert stage(work, "1", "whole") == "whole"
-        assert [p.name for p in (work.folder / "a.1").iterdir()] == ["made"]
+        assert sorted(p.name for p in (work.folder / "a.1").iterdir()) == ["made", "remarks.json"]
 
 
 def test_a_run_killed_between_two_renames_comes_back(tmp_path: Path) -> None:

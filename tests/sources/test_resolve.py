@@ -149,8 +149,18 @@ def test_a_factorys_model_takes_weights_too(file: str, tmp_path: Path) -> None:
         (":fails", {"data": "noise:1,3"}, ModelError, r"nets.py:fails` failed at .*nets.py:\d+: RuntimeError: no"),
         (":number", {"data": "noise:1,3"}, ModelError, "returned a int: the factory has to return an nn.Module"),
         (":spoiled", {"data": "noise:1,3"}, ModelError, r"`fc.weight` has a NaN \(channel 1, index \(1, 2\)\)"),
-        (":net", {"data": "noise:1,4"}, ModelError, r"nets.py:\d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
-        (":net", {"data": "noise:1,3;1,2;1,1"}, ModelError, "TypeError: .*takes from 2 to 3 positional arguments"),
+        (
+            ":net",
+            {"data": "noise:1,4"},
+            ModelError,
+            r"nets.py:net` does not take what `noise:1,4` gives, 1,4 \(float32, batch first\): .*:\d+: RuntimeError: mat1",
+        ),
+        (
+            ":net",
+            {"data": "noise:1,3;1,2;1,1"},
+            ModelError,
+            r"gives, 1,3;1,2;1,1 \(float32, batch first\): .*nets.py: TypeError: .*takes from 2 to 3 pos",
+        ),
         (":net", {"data": "noise:1,3", "input_shape": "1,5"}, DataError, "--input-shape says 1,5, and `noise:1,3` gives 1,3"),
         (
             ":net",

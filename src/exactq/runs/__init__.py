@@ -17,7 +17,7 @@ from exactq.datasets.catalog import load
 from exactq.errors import UsageError
 from exactq.graphs import store
 from exactq.graphs.graph import Graph
-from exactq.metrics import default_metric, metric_named
+from exactq.metrics import check_fit, default_metric, metric_named
 from exactq.plans.plan import Plan
 from exactq.quantized import Quantized
 from exactq.reports.folder import METRICS, VERIFY
@@ -53,8 +53,9 @@ def run(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any]:
         source, captured = traced(asked, talk)
         graph = optimized(captured, talk)
         check_evaluation(source.dataset, graph)
-        asked, chosen = agreed_plan(asked, graph, talk)
         metric = metric_named(asked.metric) if asked.metric is not None else default_metric(source.dataset)
+        check_fit(metric, source.dataset, float_run(source.module), whole=not all(i.batch for i in graph.inputs))
+        asked, chosen = agreed_plan(asked, graph, talk)
         budget = Budget(asked.max_drop, asked.max_error)
         job = Job(source.dataset, float_run(source.module), metric, budget, source.trained, work)
         first = candidate(job, quantized(work, source.dataset, graph, chosen), "measured")
@@ -79,7 +80,10 @@ def quantize(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any
         made = quantized(work, source.dataset, graph, chosen)
         with talk.track("export", None):
             artifact = made.artifact()
-        facts = _named_facts(source, made) | {"size": sizes(made, artifact), "notes": notes(made)}
+        facts = _named_facts(source, made) | {
+            "size": sizes(made, artifact),
+            "notes": notes(made) + work.remarks(source.dataset),
+        }
         work.publish(lambda folder: _write(folder, asked, source, made, artifact, None))
     return {"out": str(asked.folder), **facts}
 
@@ -108,7 +112,10 @@ def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64,
     check_evaluation(dataset, saved.quantized.float_graph)
     with talk.track("verify", inputs) as advance:
         batches = (b.inputs for b in dataset.evaluation)
-        return verify(saved.quantized, batches, artifact=saved.artifact, inputs=inputs, progress=advance)
+        verdict = verify(saved.quantized, batches, artifact=saved.artifact, inputs=inputs, progress=advance)
+    for remark in dataset.remarks():
+        talk.say(f"note       {remark}")
+    return verdict
 
 
 def _training(asked: Wishes, job: Job, first: Candidate) -> tuple[Wishes, Training | None]:
@@ -152,6 +159,7 @@ def _measured_facts(job: Job, first: Candidate, best: Candidate, trained: dict[s
         **{key: value for key, value in best.facts.items() if key not in ("values", "metric")},
         "metric": metric,
         "training": trained,
+        "notes": best.facts["notes"] + job.work.remarks(job.dataset),
         "ptq_layers": first.facts["layers"] if best is not first else [],
         "budget": {"max_drop": job.budget.drop, "max_error": job.budget.error},
         "verdict": job.verdict(best.facts),

@@ -69,7 +69,7 @@ def quantized(work: Workplace, dataset: Dataset, graph: Graph, plan: Plan) -> Qu
             batches = (b.inputs for b in dataset.calibration)
             flow.quantize_graph(graph, calibration=batches, plan=plan, progress=advance).save(folder)
 
-    return work.stage("quantized", key, make, load)
+    return work.stage("quantized", key, dataset, make, load)
 
 
 def candidate(job: Job, made: Quantized, stage: str) -> Candidate:
@@ -90,7 +90,7 @@ def candidate(job: Job, made: Quantized, stage: str) -> Candidate:
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} is damaged: {error}") from error
 
-    return Candidate(made, artifact, job.work.stage(stage, key, make, read))
+    return Candidate(made, artifact, job.work.stage(stage, key, job.dataset, make, read))
 
 
 def tuned(job: Job, first: Candidate, training: Training) -> tuple[Candidate, dict[str, Any]]:
@@ -99,12 +99,12 @@ def tuned(job: Job, first: Candidate, training: Training) -> tuple[Candidate, di
     The epoch was chosen on training data that was held out. `helped` says whether the fine-tuned form is the better one,
     `metric` is its, and `float_tuned` that of the float model after the same schedule, where that was needed.
     """
-    made = trained(job.work, first.quantized, first.artifact, training, job.metric, job.float_model)
+    made = trained(job.work, first.quantized, first.artifact, training, job.dataset, job.metric, job.float_model)
     facts = made.facts | {"helped": False, "metric": None, "float_tuned": None}
     if not made.facts["best"]:
         return first, facts
     second = candidate(job, made.quantized, "tuned-measured")
-    twin = float_twin(job.work, first.quantized, first.artifact, training, job.metric, job.float_model)
+    twin = float_twin(job.work, first.quantized, first.artifact, training, job.dataset, job.metric, job.float_model)
     if twin is not None:
         facts["float_tuned"] = measure(job.metric, twin, job.dataset.evaluation, reference=job.float_model)
     facts |= {"metric": second.facts["values"]["emulated"], "helped": _better(job, first.facts, second.facts)}

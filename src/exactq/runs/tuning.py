@@ -84,16 +84,18 @@ def _epochs(split: Split) -> int:
     return min(max(-(-PASSES // split.samples), EPOCHS[0]), EPOCHS[-1])
 
 
-def trained(work: Workplace, quantized: Quantized, artifact: bytes, training: Training, metric: Metric, run: Run) -> Trained:
+def trained(
+    work: Workplace, quantized: Quantized, artifact: bytes, training: Training, dataset: Dataset, metric: Metric, run: Run
+) -> Trained:
     """`quantized` fine-tuned, as a stage of the run; `run` is the float model, `artifact` the file of what is tuned.
 
     A training that diverges is no error of the run: the model comes back as it was, and the facts say why.
     """
-    return _stage(work, "tuned", quantized, artifact, training, metric, run, straight_through)
+    return _stage(work, "tuned", quantized, artifact, training, dataset, metric, run, straight_through)
 
 
 def float_twin(
-    work: Workplace, quantized: Quantized, artifact: bytes, training: Training, metric: Metric, run: Run
+    work: Workplace, quantized: Quantized, artifact: bytes, training: Training, dataset: Dataset, metric: Metric, run: Run
 ) -> Run | None:
     """The float model after the same schedule, where labels teach something about the data that the float model did not know.
 
@@ -101,7 +103,9 @@ def float_twin(
     """
     if training.objective is not LABELS:
         return None
-    twin = program(_stage(work, "float-tuned", quantized, artifact, training, metric, run, unquantized).quantized.float_graph)
+    twin = program(
+        _stage(work, "float-tuned", quantized, artifact, training, dataset, metric, run, unquantized).quantized.float_graph
+    )
     return lambda inputs: walk(twin, inputs)
 
 
@@ -111,6 +115,7 @@ def _stage(
     quantized: Quantized,
     artifact: bytes,
     training: Training,
+    dataset: Dataset,
     metric: Metric,
     run: Run,
     method: Method,
@@ -154,7 +159,7 @@ def _stage(
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} is damaged: {error}") from error
 
-    return work.stage(name, key, make, read)
+    return work.stage(name, key, dataset, make, read)
 
 
 def _steps(training: Training) -> int | None:

@@ -7,20 +7,23 @@ a run that was killed and one that was not go the same way.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
+from exactq.datasets.splits import Dataset
 from exactq.errors import ModelError, UsageError
+from exactq.graphs import store
 from exactq.runs.folder import check_replaceable
 from exactq.talk import SILENT, Talk
 
 UNFINISHED, REPLACED = "unfinished", "replaced"
-LOCK, MAKING = "lock", "making"
+LOCK, MAKING, REMARKS = "lock", "making", "remarks.json"
 KEPT = "what was finished is kept, and the same command goes on from there"
 
 T = TypeVar("T")
@@ -33,20 +36,24 @@ class Workplace:
     place: Path
     folder: Path
     talk: Talk = SILENT
+    resumed: list[str] = field(default_factory=list)
+    """What earlier processes said of the data that they read for stages which this one took over."""
 
-    def stage(self, name: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    def stage(self, name: str, key: str, dataset: Dataset, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
         """What `read` finds in the stage's folder, which `make` fills first where no earlier run with that key has finished it.
 
-        A stage that was damaged since is made again; the same stage of another key makes way.
+        A stage that was damaged since is made again; the same stage of another key makes way. `dataset` is what it reads.
         """
         finished = self.folder / f"{name}.{key}"
         if finished.is_dir():
             with suppress(ModelError):
-                found = read(finished)
+                found, remarks = read(finished), _remarks(finished)
                 self.talk.say(f"resumed    {name}: finished by an earlier run, taken over")
+                self.resumed.extend(remarks)
                 return found
         with self._making(name) as partial:
             make(partial)
+            store.write(partial / REMARKS, json.dumps(dataset.remarks()).encode())
         for old in self.folder.glob(f"{name}.*"):
             if old.name != f"{name}.{MAKING}":
                 shutil.rmtree(old)
@@ -74,6 +81,10 @@ class Workplace:
             _restore(self.place)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+    def remarks(self, dataset: Dataset) -> list[str]:
+        """What is to be said of the data: as this process read it, and as those did whose stages it took over."""
+        return list(dict.fromkeys([*self.resumed, *dataset.remarks()]))
 
     @property
     def kept(self) -> bool:
@@ -126,6 +137,14 @@ def working(out: Path, talk: Talk = SILENT) -> Iterator[Workplace]:
                 _remove(folder, made)
             raise
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remarks(stage: Path) -> list[str]:
+    """The remarks that are kept with a stage. Raises `ModelError` where they are damaged."""
+    try:
+        return [str(text) for text in json.loads((stage / REMARKS).read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{stage} is damaged: {error}") from error
 
 
 def _beside(place: Path, what: str) -> Path:

@@ -14,7 +14,7 @@ from exactq import pythonfile
 from exactq.datasets.catalog import CALIBRATION, Shapes, load
 from exactq.datasets.noise import noise_of, parse_shapes, written
 from exactq.datasets.splits import BATCH_SIZE, Dataset
-from exactq.errors import DataError, ModelError, UsageError, unknown
+from exactq.errors import DataError, ExactqError, ModelError, UsageError, unknown
 from exactq.models.catalog import MODELS, Builtin, Shape, build
 from exactq.models.reference import Progress, image_shape, reference
 from exactq.sources import weights as weight_files
@@ -164,11 +164,11 @@ def _from_zoo(spec: str, loader: _Data, *, weights: str | None, trust: bool, ran
         origin = origin if random_weights else f"the trained weights of {spec}"
     names = _parameters(net)
     dataset = loader.load(names, default=noise_of(loader.shapes or (shape,)), shapes=(shape,))
-    try:
-        return _source(spec.partition(":")[2], net, dataset, names, trained=not random_weights, origin=origin)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as e:
-        why = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
-        raise ModelError(f"`{spec}` does not take {written(dataset.shapes)}: {why}. Its own is {written((shape,))}") from e
+    if random_weights and dataset.classes not in (None, CLASSES):
+        net, _ = zoo.from_zoo(spec, seed=loader.seed, classes=dataset.classes)
+    return _source(
+        spec.partition(":")[2], net, dataset, names, trained=not random_weights, origin=origin, spec=spec, own=(shape,)
+    )
 
 
 def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
@@ -190,20 +190,43 @@ def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, ra
     origin = spec if weights is None else Path(weights).name
     label = spec.rpartition(":")[2]
     with pythonfile.told(spec, ModelError):
-        return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin)
+        return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin, spec=spec)
 
 
 def _source(
-    label: str, net: nn.Module, dataset: Dataset, names: tuple[str, ...] | None, *, trained: bool, origin: str
+    label: str,
+    net: nn.Module,
+    dataset: Dataset,
+    names: tuple[str, ...] | None,
+    *,
+    trained: bool,
+    origin: str,
+    spec: str = "",
+    own: Shapes | None = None,
 ) -> Source:
-    """The source, after its weights were found finite and its data was found to fit: one batch goes through it."""
+    """The source, after its weights were found finite and its data was found to fit: two samples go through it.
+
+    `spec` is the model as it was asked for, `own` the shapes that it is known to take.
+    """
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():
             weight_files.check_finite(name, tensor)
     inputs = dataset.first.inputs
     example = tuple(torch.cat([x, x])[:2] for x in inputs)
-    with torch.no_grad():
-        net(*example)
+    try:
+        with torch.no_grad():
+            net(*example)
+    except (ExactqError, MemoryError):
+        raise
+    except (Exception, SystemExit) as e:  # the model's own code: whatever it raises
+        kinds = ", ".join(dict.fromkeys(str(x.dtype).removeprefix("torch.") for x in example))
+        where = f"{pythonfile.place(spec, e)}: " if pythonfile.is_named(spec) else ""
+        said = (str(e).splitlines() or ["no message"])[0].rstrip(".")
+        hint = f". Its own is {written(own)}" if own is not None else ""
+        raise ModelError(
+            f"`{spec or label}` does not take what `{dataset.name}` gives, {written(dataset.shapes)} ({kinds}, batch first): "
+            f"{where}{type(e).__name__}: {said}{hint}"
+        ) from e
     known = names if names is not None and len(names) >= len(inputs) else tuple(f"input{i}" for i in range(len(inputs)))
     return Source(label, net, example, known[: len(inputs)], dataset, trained, origin)
 

@@ -226,6 +226,9 @@ class _Loop:
         while self.epoch < self.course.epochs and not self._tired():
             batches = epoch_of(self.train, self.epoch, size=self.course.batch, seed=self.course.seed, skip=self.done)
             for batch in batches:
+                if batch is None:
+                    self.done += 1
+                    continue
                 step = self.epoch * self.per_epoch + self.done
                 rate = rate_at(step, self.steps, self.course.rate)
                 loss = self._step(batch, step, rate)
@@ -237,6 +240,8 @@ class _Loop:
                 raise DataError(
                     f"the training data gave {self.done} batches in epoch {self.epoch + 1}, {self.per_epoch} before"
                 )
+            if not self.samples:
+                raise DataError("none of the training data can be read: give other data")
             mean = self.loss / self.samples
             self.epoch, self.done, self.loss, self.samples = self.epoch + 1, 0, 0.0, 0
             self._score(mean)
