@@ -138,29 +138,10 @@ STAGES = {"float": "float", "ptq": "quantized", "qat": "fine-tuned", "deployed":
 """What the models of a run are called."""
 
 
-def trained(facts: dict[str, Any]) -> list[str]:
-    """What fine-tuning came to, in a sentence; nothing where there was none."""
-    training, metric = facts.get("training"), facts["metric"]
-    if training is None:
-        return []
-    if training["failed"] is not None:
-        return [f"did not help: {training['failed']}"]
-    course = f"epoch {training['best']} of {training['epochs']} by {training['objective']}"
-    if metric["qat"] is None:
-        return [f"did not help: no epoch of {training['epochs']} by {training['objective']} was better on held-out data"]
-    twin = training["float_tuned"]
-    beside = "" if twin is None else f"; the float model after the same training has {twin:.4f}"
-    if not training["helped"]:
-        figures = f"{metric['qat']:.4f} after, {metric['ptq']:.4f} before"
-        return [f"did not help ({course}): {figures}; what was quantized is deployed{beside}"]
-    lost = metric["float"] - metric["ptq"]
-    back = f", {(metric['qat'] - metric['ptq']) / lost:.0%} of the loss won back" if lost > 0 else ""
-    return [f"{course}: {metric['ptq']:.4f} before, {metric['qat']:.4f} after{back}{beside}"]
-
-
 def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts of a run as a person reads them, the verdict first: labels and sentences."""
     from exactq.cli.talking import LABEL
+    from exactq.reports import fine_tuning
 
     metric, size, time, found = facts["metric"], facts["size"], facts["latency"], facts["verify"]
     coverage = "no multiply-accumulates" if facts["coverage"] is None else f"{facts['coverage']:.1%} of multiply-accumulates"
@@ -179,7 +160,7 @@ def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("verdict", facts["verdict"]),
         (name, f"{said}{figures}"),
-        *(("training", text) for text in trained(facts)),
+        *([("training", fine_tuning(metric, facts["training"]))] if facts.get("training") else []),
         ("integers", coverage),
         ("verified", f"{equal}{differ} ({found['runtime']} {found['version']}, {found['isa']})"),
         *(("unverified", text) for text in found["unverified"]),

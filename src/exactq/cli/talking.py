@@ -106,7 +106,7 @@ def ask(question: Question) -> str:
         answer = typer.prompt(f"{'':<{LABEL}}", default=question.default, err=True, prompt_suffix="").strip()
         answer = answer.lower() if question.choices else answer
         if question.choices and answer not in question.choices:
-            typer.echo(f"{'':<{LABEL}}'{answer}' is no answer: {', '.join(question.choices)}", err=True)
+            print_lines([("", f"'{answer}' is no answer: {', '.join(question.choices)}")], sys.stderr)
             continue
         try:
             question.check(answer)

@@ -302,7 +302,7 @@ class _Loop:
             score = self._held_out(state) if self.evaluate is None else float(self.evaluate(self._run(state)))
             metric = float(self.watch(self._run(state), self.held)) if self.watch and self.held else None
         if math.isnan(score):
-            raise DataError(f"the score after epoch {self.epoch} is not a number: the metric, or the model, is not finite")
+            raise Diverged(f"the score after epoch {self.epoch} is not a number: the metric, or the model, is not finite")
         if not self.history or score > self.history[self.best].score:
             self.best, self.best_state = self.epoch, self.state.copy()
         self.history.append(Epoch(self.epoch, loss, score, metric))
