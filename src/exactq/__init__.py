@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
+    from exactq.flow import bench as bench
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
@@ -30,7 +31,7 @@ LAYERS = (
     ("flow",),
     ("reports",),
     ("conversion",),
-    ("verification", "difference", "explanation", "fidelity", "timing"),
+    ("verification", "difference", "explanation", "fidelity", "benchmark"),
     ("quantized",),
     ("targets",),
     ("training",),
@@ -40,7 +41,7 @@ LAYERS = (
     ("optimization",),
     ("sources",),
     ("models", "datasets", "metrics"),
-    ("cache", "pythonfile"),
+    ("cache", "pythonfile", "timing", "memory"),
     ("graphs",),
     ("compilation",),
     ("traces",),
@@ -52,6 +53,7 @@ LAYERS = (
 
 _DOOR = {
     "Quantized": "exactq.quantized",
+    "bench": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exactq.benchmark import SECONDS, Benchmark, Settings
+from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError, unknown
 from exactq.graphs.graph import Graph
@@ -36,7 +38,7 @@ from exactq.verification import verify as verify_quantized
 Batches = Iterable[Sequence[Tensor]]
 Counted = Callable[[int], None]
 
-__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
+__all__ = ["bench", "export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
 
 
 def prepare(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
@@ -133,6 +135,24 @@ def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int =
     """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+
+
+def bench(
+    quantized: Quantized | str | Path,
+    data: Batches | None = None,
+    *,
+    batch: Sequence[int] = (),
+    threads: Sequence[int] = (1,),
+    seconds: float = SECONDS,
+) -> Benchmark:
+    """What the quantized file gains over the float file on this machine: time, size, memory, float and quantized in turns.
+
+    `batch` and `threads` are the sizes to measure, each with each, for about `seconds` a case; without `batch` one sample.
+    `data` gives batches of inputs, of which the first samples are taken; without it inputs are noise.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    settings = Settings(tuple(batch), tuple(threads), seconds)
+    return bench_quantized(made, settings, data=None if data is None else map(as_tuple, data))
 
 
 def train(

@@ -23,6 +23,11 @@ def whole(flag: str) -> Callable[[str], int]:
     return read
 
 
+def wholes(flag: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of `flag`, separated by commas; raises `UsageError` for text that is none."""
+    return tuple(map(whole(flag), text.split(",")))
+
+
 def number(flag: str) -> Callable[[str], float]:
     """What reads the number of `flag`, or says which text is none."""
 
