@@ -47,7 +47,7 @@ def writable(path: Path) -> Path:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, timm:NAME or torchvision:NAME."
+        metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, file.onnx, timm:NAME or torchvision:NAME."
     ),
 ]
 Weights = Annotated[

@@ -160,6 +160,7 @@ def _optimized(asked: Wishes, talk: Talk) -> tuple[Source, Optimized]:
         )
     talk.say(f"model      {source.label}: {source.origin}; data {source.dataset.name}")
     with talk.track("capture", None):
+        flow.check_reading(source.module, source.dataset.first.inputs)
         captured = capture(source.module, source.example)
         optimized = optimize(captured)
     before, after = len(captured.calls), len(optimized.graph.calls)
