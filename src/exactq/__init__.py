@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the
     from exactq.flow import load as load
     from exactq.flow import plan as plan
     from exactq.flow import quantize as quantize
+    from exactq.flow import read as read
     from exactq.flow import train as train
     from exactq.flow import verify as verify
     from exactq.quantized import Quantized as Quantized
@@ -58,6 +59,7 @@ _DOOR = {
     "load": "exactq.flow",
     "plan": "exactq.flow",
     "quantize": "exactq.flow",
+    "read": "exactq.flow",
     "run": "exactq.runs",
     "train": "exactq.flow",
     "verify": "exactq.flow",

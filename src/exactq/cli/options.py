@@ -50,7 +50,7 @@ def writable(path: Path) -> Path:
 
 
 _MODEL = typer.Argument(
-    metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, timm:NAME or torchvision:NAME."
+    metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, file.onnx, timm:NAME or torchvision:NAME."
 )
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]

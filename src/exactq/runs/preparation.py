@@ -48,6 +48,7 @@ def traced(asked: Wishes, talk: Talk) -> tuple[Source, Graph]:
         )
     talk.say(f"model      {source.label}: {source.origin}; data {source.dataset.name}")
     with talk.track("capture", None):
+        flow.check_reading(source.module, source.dataset.first.inputs)
         captured = capture(source.module, source.example)
     return source, captured
 
