@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
+    from exactq.flow import explain as explain
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
@@ -52,6 +53,7 @@ LAYERS = (
 
 _DOOR = {
     "Quantized": "exactq.quantized",
+    "explain": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",

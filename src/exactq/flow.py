@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError, unknown
+from exactq.explanation import Explanation
+from exactq.explanation import explain as explain_element
 from exactq.graphs.graph import Graph
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
@@ -36,7 +38,7 @@ from exactq.verification import verify as verify_quantized
 Batches = Iterable[Sequence[Tensor]]
 Counted = Callable[[int], None]
 
-__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
+__all__ = ["explain", "export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
 
 
 def prepare(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
@@ -133,6 +135,22 @@ def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int =
     """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+
+
+def explain(
+    quantized: Quantized | str | Path,
+    node: str,
+    at: Sequence[int],
+    *,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    isa: str | None = None,
+) -> Explanation:
+    """How the integer of the value `node` at the index `at` comes about on `inputs`, one batch, step by step; print it.
+
+    `at` begins with the sample's number in the batch. Without inputs it is one of normally distributed numbers.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 
 def train(
