@@ -16,6 +16,8 @@ from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError, unknown
+from exactq.explanation import Explanation
+from exactq.explanation import explain as explain_element
 from exactq.graphs.graph import Graph
 from exactq.graphs.programs import example_inputs as random_inputs
 from exactq.optimization.patterns import find_patterns
@@ -40,7 +42,20 @@ from exactq.verification import verify as verify_quantized
 Batches = Iterable[Sequence[Tensor]]
 Counted = Callable[[int], None]
 
-__all__ = ["bench", "export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "read", "train", "verify"]
+__all__ = [
+    "bench",
+    "explain",
+    "export",
+    "load",
+    "plan",
+    "plan_graph",
+    "prepare",
+    "quantize",
+    "quantize_graph",
+    "read",
+    "train",
+    "verify",
+]
 
 
 def read(path: str | Path, *, shapes: Sequence[tuple[int, ...]] | None = None) -> nn.Module:
@@ -172,6 +187,22 @@ def bench(
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     settings = Settings(tuple(batch), tuple(threads), seconds)
     return bench_quantized(made, settings, data=None if data is None else map(as_tuple, data))
+
+
+def explain(
+    quantized: Quantized | str | Path,
+    node: str,
+    at: Sequence[int],
+    *,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    isa: str | None = None,
+) -> Explanation:
+    """How the integer of the value `node` at the index `at` comes about on `inputs`, one batch, step by step; print it.
+
+    `at` begins with the sample's number in the batch. Without inputs it is one of normally distributed numbers.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 
 def train(
