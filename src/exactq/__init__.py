@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
     from exactq.flow import bench as bench
+    from exactq.flow import explain as explain
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
     from exactq.flow import quantize as quantize
+    from exactq.flow import read as read
     from exactq.flow import train as train
     from exactq.flow import verify as verify
     from exactq.quantized import Quantized as Quantized
@@ -54,10 +56,12 @@ LAYERS = (
 _DOOR = {
     "Quantized": "exactq.quantized",
     "bench": "exactq.flow",
+    "explain": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",
     "quantize": "exactq.flow",
+    "read": "exactq.flow",
     "run": "exactq.runs",
     "train": "exactq.flow",
     "verify": "exactq.flow",

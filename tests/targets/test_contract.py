@@ -81,6 +81,15 @@ def test_whole_networks_give_the_predicted_integers(target: Target, example: Exa
 
 
 @everywhere
+@pytest.mark.parametrize("example", WHOLE[3:6], ids=lambda e: e.name)
+def test_every_step_that_makes_codes_says_how_one_of_them_comes_about(target: Target, example: Example) -> None:
+    for isa in target.isas:
+        steps = [s for s in quantized(example, target=target.name).program(isa).steps if s.grid and s.kernel != "constant"]
+        assert steps
+        assert [s.name for s in steps if s.anatomy is None] == []
+
+
+@everywhere
 def test_the_same_model_gives_the_same_bytes(target: Target) -> None:
     example = WHOLE[0]
     first, again = quantized(example, target=target.name), quantized.__wrapped__(example, target=target.name)

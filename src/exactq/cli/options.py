@@ -49,12 +49,11 @@ def writable(path: Path) -> Path:
     return path
 
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, timm:NAME or torchvision:NAME."
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, file.onnx, timm:NAME or torchvision:NAME."
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Trained weights: safetensors, or a torch checkpoint, of which only tensors are read."),
