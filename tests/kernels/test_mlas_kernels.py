@@ -286,3 +286,16 @@ def test_sixteen_bit_codes_quantize_and_come_back() -> None:
 def test_every_kernel_of_the_table_is_exported() -> None:
     assert {name for name, kernel in mlas.KERNELS.items() if getattr(mlas, name) is not kernel} == set()
     assert set(mlas.KERNELS) <= set(mlas.__all__)
+
+
+def test_padding_of_one_number_an_axis_is_that_of_begins_and_ends() -> None:
+    x, y = (
+        Grid(UINT8, torch.tensor(0.5), torch.tensor(3, dtype=torch.int32)),
+        Grid(UINT8, torch.tensor(2.0), torch.tensor(9, dtype=torch.int32)),
+    )
+    w = Grid(INT8, torch.tensor(0.25), torch.tensor(0, dtype=torch.int32))
+    weight = torch.arange(-9, 9, dtype=torch.int8).reshape(1, 2, 3, 3)
+    codes = torch.arange(2 * 4 * 5, dtype=torch.uint8).reshape(1, 2, 4, 5)
+    short, long = (mlas.conv(weight, None, x=x, w=w, y=y, padding=p, isa="avx512vnni")(codes) for p in ((1, 2), (1, 2, 1, 2)))
+    assert short.shape == (1, 1, 4, 7)
+    assert torch.equal(short, long)

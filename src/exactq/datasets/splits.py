@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exactq import cache
 from exactq.datasets.leftout import LeftOut, listed, remarks
 from exactq.errors import DataError, UsageError
 
@@ -25,8 +26,7 @@ class Batch:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("a batch has no input: one tensor at least is needed")
-        parts = {f"input {position}": tensor for position, tensor in enumerate(self.inputs)}
-        parts |= {"labels": self.labels} if self.labels is not None else {}
+        parts = self.parts
         for what, tensor in parts.items():
             check(tensor, what)
         if len({tensor.shape[0] for tensor in parts.values()}) > 1:
@@ -35,6 +35,12 @@ class Batch:
 
     def __len__(self) -> int:
         return self.inputs[0].shape[0]
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """All its tensors by what they are: `input 0`, `input 1` …, and `labels` where there are any."""
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return {f"input {position}": tensor for position, tensor in enumerate(self.inputs)} | labels
 
     def first(self, samples: int) -> Batch:
         """The first `samples` samples, or all where there are fewer."""
@@ -161,6 +167,14 @@ class Dataset:
         splits = (self.calibration, self.evaluation, self.train)
         found = {id(split.left_out): split.left_out for split in splits if isinstance(split, Indexed)}
         return remarks(found.values())
+
+
+def fingerprint(split: Split) -> str:
+    """What stands for the samples in a key: their number where it is known, and the bytes of the first batch.
+
+    Data edited elsewhere under an unchanged name would go unseen; reading all of it can take longer than the work it is for.
+    """
+    return f"{split.samples if isinstance(split, Indexed) else split.limit} {cache.digest(next(iter(split)).parts)}"
 
 
 def in_memory(inputs: tuple[Tensor, ...], labels: Tensor | None = None) -> Indexed:

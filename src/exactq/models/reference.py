@@ -171,9 +171,7 @@ def _fingerprint(dataset: Dataset) -> str:
     Data edited elsewhere under an unchanged name would go unseen; the whole of CIFAR-10 takes longer to read than to train on.
     """
     samples = dataset.train.samples if isinstance(dataset.train, Indexed) else -1
-    parts = {f"input {position}": x for position, x in enumerate(dataset.first.inputs)}
-    parts |= {"labels": dataset.first.labels} if dataset.first.labels is not None else {}
-    return f"{samples} {cache.digest(parts)}"
+    return f"{samples} {cache.digest(dataset.first.parts)}"
 
 
 def _keep(net: nn.Module, path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from exactq import __version__, reports
-from exactq.datasets.catalog import load
 from exactq.errors import UsageError
 from exactq.graphs import store
 from exactq.graphs.graph import Graph
@@ -22,10 +21,11 @@ from exactq.plans.plan import Plan
 from exactq.quantized import Quantized
 from exactq.reports.folder import METRICS, VERIFY
 from exactq.runs.folder import check_replaceable, open_model, open_run, write_json, write_manifest
+from exactq.runs.jobs import Candidate, Job
 from exactq.runs.measurement import Budget, check_evaluation, costs, float_run, notes, sizes
 from exactq.runs.preparation import agreed_plan, optimized, planned, traced
 from exactq.runs.questions import NO, YES, agreed, given
-from exactq.runs.stages import Candidate, Job, candidate, quantized, tuned
+from exactq.runs.stages import candidate, quantized, tuned
 from exactq.runs.tables import plan_rows, short_plan_rows
 from exactq.runs.tuning import Training, training_for
 from exactq.runs.wishes import Wishes, check_seed, epochs
@@ -103,12 +103,8 @@ def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64,
     if inputs < 1:
         raise UsageError(f"--inputs is {inputs}; at least one input is needed, 64 are the default")
     check_seed(seed)
-    saved = open_run(Path(folder), data=data)
-    for name in saved.changed:
-        talk.say(f"note       {name} is not the file that the run wrote")
-    names = tuple(i.name for i in saved.quantized.float_graph.inputs)
-    shapes = tuple(i.shape[1:] for i in saved.quantized.float_graph.inputs)
-    dataset = load(saved.data, calibration=1, seed=seed, inputs=names, shapes=shapes)
+    saved = open_run(Path(folder), data=data, talk=talk)
+    dataset = saved.dataset(seed=seed)
     check_evaluation(dataset, saved.quantized.float_graph)
     with talk.track("verify", inputs) as advance:
         batches = (b.inputs for b in dataset.evaluation)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exactq.datasets.catalog import load
 from exactq.errors import DataError, UsageError
 from exactq.explanation import Biases, Explanation, explain, explain_biases
 from exactq.explanation.element import SHOWN
@@ -37,9 +36,7 @@ def explain_run(
     if number < 0:
         raise UsageError(f"--input is {number}; samples are counted from 0")
     check_seed(seed)
-    saved = open_run(Path(folder), data=data)
-    for name in saved.changed:
-        talk.say(f"note       {name} is not the file that the run wrote")
+    saved = open_run(Path(folder), data=data, talk=talk)
     return explain(saved.quantized, node, at, _sample(saved, number, seed), isa=isa, terms=terms)
 
 
@@ -51,8 +48,7 @@ def explain_run_biases(folder: str | Path, node: str | None = None, *, isa: str 
 def _sample(saved: Saved, number: int, seed: int) -> tuple[Tensor, ...]:
     """The sample as a batch."""
     graph = saved.quantized.float_graph
-    names, shapes = tuple(i.name for i in graph.inputs), tuple(i.shape[1:] for i in graph.inputs)
-    dataset = load(saved.data, calibration=1, seed=seed, inputs=names, shapes=shapes)
+    dataset = saved.dataset(seed=seed)
     check_evaluation(dataset, graph)
     before = 0
     for batch in dataset.evaluation:

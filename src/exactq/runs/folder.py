@@ -14,21 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from exactq import pythonfile
+from exactq.datasets import catalog
+from exactq.datasets.splits import BATCH_SIZE, Dataset
 from exactq.errors import ModelError, UsageError
 from exactq.graphs import store
 from exactq.quantized import Quantized, load
 from exactq.reports import HTML, JSON, NODES
 from exactq.reports.folder import MANIFEST
+from exactq.talk import SILENT, Talk
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A run folder that was read: the model, its artifact's bytes, where its data came from, and files edited since."""
+    """A run folder that was read: the model, its artifact's bytes, and where its data came from."""
 
     quantized: Quantized
     artifact: bytes
     data: str
-    changed: tuple[str, ...]
+
+    def dataset(self, *, seed: int, batch_size: int = BATCH_SIZE) -> Dataset:
+        """The data, opened for the model's inputs, of which one sample calibrates. Raises `DataError`."""
+        places = self.quantized.float_graph.inputs
+        names, shapes = tuple(place.name for place in places), tuple(place.shape[1:] for place in places)
+        return catalog.load(self.data, calibration=1, batch_size=batch_size, seed=seed, inputs=names, shapes=shapes)
 
 
 def check_replaceable(out: Path) -> None:
@@ -60,6 +68,14 @@ def write_json(path: Path, content: Any) -> None:
     store.write(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """The plain data in a file that a run wrote. Raises `ModelError` for one that is missing or damaged."""
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({_first_line(error)}): make the run again") from error
+
+
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Write the manifest: `facts`, and the hash of each file that is in the folder by now."""
     hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
@@ -69,10 +85,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises `ModelError` for one that is missing, damaged, or names a file elsewhere."""
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({_first_line(error)}): make the run again") from error
+    manifest = read_json(path)
     fields = manifest if isinstance(manifest, dict) else {}
     texts = [fields.get(key) for key in ("exactq", "artifact", "data")]
     hashes = fields.get("sha256")
@@ -98,9 +111,10 @@ def open_model(folder: Path) -> Quantized:
         raise ModelError(f"{folder} is damaged: plan.yaml is no UTF-8 text ({error.reason}); make the run again") from error
 
 
-def open_run(folder: Path, *, data: str | None = None) -> Saved:
+def open_run(folder: Path, *, data: str | None = None, talk: Talk = SILENT) -> Saved:
     """The run in a folder; `data` is what to use instead of the run's own. Nothing that the folder names is executed.
 
+    Files that were edited since the run wrote them are told.
     Raises `UsageError` for no folder and for a run whose data came from a Python file, `ModelError` for a damaged folder.
     """
     quantized = open_model(folder)
@@ -108,8 +122,10 @@ def open_run(folder: Path, *, data: str | None = None) -> Saved:
     if data is None and pythonfile.is_named(manifest["data"]):
         raise UsageError(f"the run's data came from {manifest['data']}, which is not executed unasked: give it with --data")
     artifact = _read(folder / manifest["artifact"])
-    changed = tuple(name for name, digest in manifest["sha256"].items() if _digest(folder / name) != digest)
-    return Saved(quantized, artifact, data if data is not None else manifest["data"], changed)
+    for name, digest in manifest["sha256"].items():
+        if _digest(folder / name) != digest:
+            talk.say(f"note       {name} is not the file that the run wrote")
+    return Saved(quantized, artifact, data if data is not None else manifest["data"])
 
 
 def _digest(path: Path) -> str:

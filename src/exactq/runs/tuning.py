@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import Any
 import torch
 
 from exactq import cache
-from exactq.datasets.splits import Dataset, Indexed, Split
-from exactq.errors import ModelError
+from exactq.datasets.splits import Dataset, Indexed, Split, fingerprint
 from exactq.graphs.programs import program
-from exactq.metrics import Metric, Run, measure
+from exactq.metrics import Run, measure
 from exactq.quantized import Quantized, load
-from exactq.runs.folder import write_json
+from exactq.runs.folder import read_json, write_json
+from exactq.runs.jobs import Candidate, Job
 from exactq.runs.wishes import Wishes
-from exactq.runs.workplace import Workplace
 from exactq.traces import walk
 from exactq.training.courses import Course
 from exactq.training.objectives import LABELS, MATCHING, OBJECTIVES, Objective
@@ -84,66 +81,46 @@ def _epochs(split: Split) -> int:
     return min(max(-(-PASSES // split.samples), EPOCHS[0]), EPOCHS[-1])
 
 
-def trained(
-    work: Workplace, quantized: Quantized, artifact: bytes, training: Training, dataset: Dataset, metric: Metric, run: Run
-) -> Trained:
-    """`quantized` fine-tuned, as a stage of the run; `run` is the float model, `artifact` the file of what is tuned.
+def trained(job: Job, first: Candidate, training: Training) -> Trained:
+    """The model of `first` fine-tuned, as a stage of the run.
 
     A training that diverges is no error of the run: the model comes back as it was, and the facts say why.
     """
-    return _stage(work, "tuned", quantized, artifact, training, dataset, metric, run, straight_through)
+    return _stage(job, first, training, straight_through, name="tuned", bar="train")
 
 
-def float_twin(
-    work: Workplace, quantized: Quantized, artifact: bytes, training: Training, dataset: Dataset, metric: Metric, run: Run
-) -> Run | None:
+def float_twin(job: Job, first: Candidate, training: Training) -> Run | None:
     """The float model after the same schedule, where labels teach something about the data that the float model did not know.
 
     None where the objective is the float model itself: it cannot get better than what it is held against.
     """
     if training.objective is not LABELS:
         return None
-    twin = program(
-        _stage(work, "float-tuned", quantized, artifact, training, dataset, metric, run, unquantized).quantized.float_graph
-    )
+    twin = program(_stage(job, first, training, unquantized, name="float-tuned", bar="train float").quantized.float_graph)
     return lambda inputs: walk(twin, inputs)
 
 
-def _stage(
-    work: Workplace,
-    name: str,
-    quantized: Quantized,
-    artifact: bytes,
-    training: Training,
-    dataset: Dataset,
-    metric: Metric,
-    run: Run,
-    method: Method,
-) -> Trained:
-    course, split = training.course, training.split
-    first = next(iter(split))
-    seen = {f"input {place}": x for place, x in enumerate(first.inputs)} | (
-        {} if first.labels is None else {"labels": first.labels}
-    )
-    job = (hashlib.sha256(artifact).hexdigest(), repr(course), training.objective.name, training.samples or -1, metric.name)
-    key = cache.key(name, *job, cache.digest(seen))
+def _stage(job: Job, first: Candidate, training: Training, method: Method, *, name: str, bar: str) -> Trained:
+    course, split, metric, work = training.course, training.split, job.metric, job.work
+    weights = cache.digest(first.quantized.float_graph.constants)
+    key = cache.key(first.artifact, weights, repr(course), training.objective.name, metric.name, fingerprint(split))
 
     def watch(model: Run, held: Split) -> float:
-        return measure(metric, model, held, reference=run)
+        return measure(metric, model, held, reference=job.float_model)
 
     def make(folder: Path) -> None:
-        failed, history, best, made = None, [], 0, quantized
-        with work.talk.track("train" if method is straight_through else "train float", _steps(training)) as advance:
+        failed, history, best, made = None, [], 0, first.quantized
+        with work.talk.track(bar, _steps(training)) as advance:
             try:
                 tuned = tune(
-                    quantized,
+                    first.quantized,
                     split,
                     course=course,
                     objective=training.objective,
                     method=method,
                     watch=watch,
                     progress=_counted(advance, metric.name),
-                    state_path=work.file("training" if method is straight_through else "float-training", key, ".safetensors"),
+                    state_path=work.file(f"{name}-state", key, ".safetensors"),
                 )
                 made, best, history = tuned.quantized, tuned.best, [asdict(epoch) for epoch in tuned.history]
             except Diverged as error:
@@ -153,13 +130,7 @@ def _stage(
         settings = {"epochs": course.epochs, "batch": course.batch, "rate": course.rate, "held_out": course.held_out}
         write_json(folder / FACTS, {**described, **settings, "best": best, "history": history, "failed": failed})
 
-    def read(folder: Path) -> Trained:
-        try:
-            return Trained(load(folder), json.loads((folder / FACTS).read_bytes()))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder} is damaged: {error}") from error
-
-    return work.stage(name, key, dataset, make, read)
+    return work.stage(name, key, job.dataset, make, lambda folder: Trained(load(folder), read_json(folder / FACTS)))
 
 
 def _steps(training: Training) -> int | None:

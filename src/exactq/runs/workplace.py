@@ -7,7 +7,6 @@ a run that was killed and one that was not go the same way.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,8 +17,7 @@ from typing import IO, TypeVar
 
 from exactq.datasets.splits import Dataset
 from exactq.errors import ModelError, UsageError
-from exactq.graphs import store
-from exactq.runs.folder import check_replaceable
+from exactq.runs.folder import check_replaceable, read_json, write_json
 from exactq.talk import SILENT, Talk
 
 UNFINISHED, REPLACED = "unfinished", "replaced"
@@ -47,13 +45,13 @@ class Workplace:
         finished = self.folder / f"{name}.{key}"
         if finished.is_dir():
             with suppress(ModelError):
-                found, remarks = read(finished), _remarks(finished)
+                found, remarks = read(finished), read_json(finished / REMARKS)
                 self.talk.say(f"resumed    {name}: finished by an earlier run, taken over")
                 self.resumed.extend(remarks)
                 return found
         with self._making(name) as partial:
             make(partial)
-            store.write(partial / REMARKS, json.dumps(dataset.remarks()).encode())
+            write_json(partial / REMARKS, dataset.remarks())
         for old in self.folder.glob(f"{name}.*"):
             if old.name != f"{name}.{MAKING}":
                 shutil.rmtree(old)
@@ -137,14 +135,6 @@ def working(out: Path, talk: Talk = SILENT) -> Iterator[Workplace]:
                 _remove(folder, made)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remarks(stage: Path) -> list[str]:
-    """The remarks that are kept with a stage. Raises `ModelError` where they are damaged."""
-    try:
-        return [str(text) for text in json.loads((stage / REMARKS).read_bytes())]
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{stage} is damaged: {error}") from error
 
 
 def _beside(place: Path, what: str) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from exactq import cache
 from exactq.calibration.collect import check_inputs
-from exactq.datasets.splits import Batch, Indexed, Split
+from exactq.datasets.splits import Batch, Split, fingerprint
 from exactq.errors import DataError, ModelError, UsageError
 from exactq.graphs.graph import Edit, Graph
 from exactq.graphs.programs import program
@@ -368,14 +368,10 @@ def _features(start: Start) -> tuple[str, ...]:
 
 def _job(start: Start, course: Course, objective: Objective, train: Split) -> str:
     """The hash of what a training depends on: weights, grids, plan, settings, the first batch and the number of samples."""
-    first = next(iter(train))
     tensors = dict(start.trained)
     for name, at in start.grids.items():
         tensors |= {f"{name}/scale": at.scale, f"{name}/zero": at.zero}
-    tensors |= {f"input {position}": x for position, x in enumerate(first.inputs)}
-    tensors |= {"labels": first.labels} if first.labels is not None else {}
-    samples = train.samples if isinstance(train, Indexed) else -1
-    return cache.key(cache.digest(tensors), samples, repr(course), objective.name, document.to_yaml(start.plan))
+    return cache.key(cache.digest(tensors), fingerprint(train), repr(course), objective.name, document.to_yaml(start.plan))
 
 
 @contextmanager

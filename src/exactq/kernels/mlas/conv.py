@@ -72,7 +72,7 @@ def conv_accumulator(
     if w.zero.unique().numel() > 1:
         raise ModelError("ONNX Runtime's QLinearConv refuses weight zero points that differ between channels: use one")
     stride, dilation = _per_axis(stride, rank), _per_axis(dilation, rank)
-    padding = tuple(padding) if len(padding) == 2 * rank and rank > 1 or len(padding) == 2 else _per_axis(padding, rank) * 2
+    padding = tuple(padding) if len(padding) == 2 * rank else _per_axis(padding, rank) * 2
     zero = scalar_zero(x)
     depthwise = weight.shape[1] == 1 and weight.shape[0] == groups
     excess = None
