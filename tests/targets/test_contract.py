@@ -7,25 +7,50 @@ import torch
 
 import exactq
 from exactq.errors import UsageError
+from exactq.graphs.graph import op_name
+from exactq.plans.plan import Float
 from exactq.plans.rules import Computes, Makes
+from exactq.quantized import Quantized
 from exactq.targets import TARGETS, Target, target_named
 
 from .networks import EXAMPLES, WHOLE, Example, batch, quantized
-from .onnxruntime.fusion import only_integers
+from .onnxruntime.fusion import only_integers as of_onnxruntime
+from .pytorch.fusion import only_integers as of_pytorch
 
-FUSED = {"onnxruntime": only_integers}
+FUSED = {"onnxruntime": of_onnxruntime, **dict.fromkeys(("fbgemm", "x86", "onednn", "qnnpack"), of_pytorch)}
 """Target -> the check that the operators of a session are integer kernels between the borders."""
 
 
-def later(operator: str, example: Example) -> tuple[pytest.MarkDecorator, ...]:
-    """One and three dimensions are slow ones, but for the first example of each operator."""
-    return (pytest.mark.slow,) if operator[-2:] in ("1d", "3d") and example is not EXAMPLES[operator][0] else ()
+SHORT = {"onnxruntime", "fbgemm"}
+"""The targets that the short run looks at; fbgemm stands for PyTorch's engines, with one example an operator."""
+
+
+def later(target: Target, operator: str, example: Example) -> tuple[pytest.MarkDecorator, ...]:
+    """One and three dimensions are slow ones, but for the first example of each operator; most of PyTorch's engines too."""
+    first, flat = example is EXAMPLES[operator][0], operator[-2:] in ("1d", "3d")
+    short = first if target.name == "onnxruntime" else first and not flat and target.name in SHORT
+    return () if short or (target.name == "onnxruntime" and not flat) else (pytest.mark.slow,)
 
 
 everywhere = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 examples = pytest.mark.parametrize(
-    ("operator", "example"),
-    [pytest.param(op, e, id=e.name, marks=later(op, e)) for op, several in EXAMPLES.items() for e in several],
+    ("target", "operator", "example"),
+    [
+        pytest.param(target, op, e, id=f"{target.name}-{e.name}", marks=later(target, op, e))
+        for target in TARGETS.values()
+        for op in target.ability(target.isas[0]).operators
+        for e in EXAMPLES.get(op, ())
+    ],
+)
+networks = pytest.mark.parametrize(
+    ("target", "example", "recipe"),
+    [
+        pytest.param(target, e, recipe, id=f"{target.name}-{e.name}-{recipe}", marks=() if short else (pytest.mark.slow,))
+        for target in TARGETS.values()
+        for e in WHOLE
+        for recipe in ("w8a8", "portable")
+        for short in [recipe == "w8a8" and (target.name in SHORT or e is WHOLE[0])]
+    ],
 )
 
 
@@ -45,17 +70,20 @@ def test_every_operator_of_the_rules_has_an_example(target: Target) -> None:
 
 
 @pytest.mark.runtime
-@everywhere
 @examples
 def test_the_runtime_gives_the_predicted_integers(target: Target, operator: str, example: Example) -> None:
-    rule = target.ability(target.detect_isa()).operators.get(operator)
-    if rule is None:
-        pytest.skip(f"{target.name} has no rule for {operator}")
+    rule = target.ability(target.detect_isa()).operators[operator]
     made = quantized(example, target=target.name)
     kinds = [step.kernel for step in made.program().steps if step.grid is not None]
-    if isinstance(rule, Computes | Makes):
-        assert len([k for k in kinds if k.startswith("mlas.")]) >= 2
     verdict = exactq.verify(made, [batch(example, 64, 3, 1.5)], inputs=64)
+    if declined := [r for n in made.float_graph.calls if op_name(n) == operator and (r := rule.declines(n)) is not None]:
+        assert (verdict.mismatches, verdict.equal) == (0, True), verdict
+        assert (
+            declined[0] in {slot.reason for slot in made.plan.slots.values() if isinstance(slot, Float)} or not example.integers
+        )
+        return
+    if isinstance(rule, Computes | Makes):
+        assert len([k for k in kinds if k != "constant" and not k.startswith("aten.")]) >= 2
     assert (verdict.mismatches, verdict.unverified) == (0, ()), verdict
     assert verdict.inputs == 64
     assert verdict.equal
@@ -66,18 +94,21 @@ def test_the_runtime_gives_the_predicted_integers(target: Target, operator: str,
 
 
 @pytest.mark.runtime
-@everywhere
-@pytest.mark.parametrize("example", WHOLE, ids=lambda e: e.name)
-@pytest.mark.parametrize("recipe", ["w8a8", pytest.param("portable", marks=pytest.mark.slow)])
+@networks
 def test_whole_networks_give_the_predicted_integers(target: Target, example: Example, recipe: str) -> None:
     made = quantized(example, target=target.name, recipe=recipe)
     sizes = (1, 2, 7, 64)
     verdict = exactq.verify(made, [batch(example, size, size, 1.5) for size in sizes], inputs=sum(sizes))
     assert (verdict.mismatches, verdict.inputs) == (0, sum(sizes)), verdict
     assert verdict.equal
-    if example.integers:
+    if example.integers and not_refused(made):
         assert verdict.unverified == ()
         FUSED[target.name](verdict.operators, made)
+
+
+def not_refused(made: Quantized) -> bool:
+    """Whether the target has an integer kernel for everything in the network."""
+    return not any(isinstance(made.plan.slots[made.float_graph.name(n)], Float) for n in made.float_graph.calls)
 
 
 @everywhere

@@ -58,7 +58,7 @@ def average_pool(
     finish = channels_tailed(vector, scalar, block=LANES[isa])
 
     def apply(codes: Tensor) -> Tensor:
-        total = window_sums(codes.to(torch.float32) - zero, **places, ceil=ceil)  # type: ignore[arg-type]
+        total = window_sums(codes.to(torch.float32) - zero, **places, ceil=ceil)
         ones = torch.ones((1, 1, *codes.shape[2:]), device=codes.device)
         if count_include_pad:
             sides = [n for p in reversed(padding) for n in (p, p)]
@@ -66,7 +66,7 @@ def average_pool(
                 F.pad(ones, sides, value=1.0), kernel=kernel, stride=stride, padding=(0,) * len(kernel), ceil=ceil
             )
         else:
-            count = window_sums(ones, **places, ceil=ceil)  # type: ignore[arg-type]
+            count = window_sums(ones, **places, ceil=ceil)
         steps = total.to(torch.float32) * (1 / count.to(torch.float32))
         # A row of pixels is an image of one row: its channels are last only where there is one of either.
         row = len(kernel) == 1 and codes.shape[1] > 1 and codes.shape[2] > 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
-from exactq.kernels.qnnpack.elementwise import add, hardswish
+from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import packing_to_codes, scalar_scale
@@ -74,4 +74,4 @@ def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu
     return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
 
 
-__all__ = ["adaptive_average_pool", "add", "average_pool", "conv", "hardswish", "linear"]
+__all__ = ["adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]

@@ -23,15 +23,19 @@ from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_ran
 from exactq.numerics.rounding import wrap_int32
 
 
+def adds(a: Grid, b: Grid, y: Grid) -> bool:
+    """Whether QNNPACK adds codes of these grids: the ratios of both scales to the sum's lie in 2⁻¹⁴..2⁸ (src/add.c)."""
+    return all(2.0**-14 <= float(scalar_scale(g) / scalar_scale(y)) < 2.0**8 for g in (a, b))
+
+
 def add(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """quantized::add and add_relu on QNNPACK: codes of `a` and of `b`, of one shape -> codes of `y`.
 
     Raises `ModelError` for scales that QNNPACK refuses: a ratio to the output's outside 2⁻¹⁴..2⁸.
     """
+    if not adds(a, b, y):
+        raise ModelError(f"QNNPACK adds codes whose scales are 2^-14..2^8 times the sum's, not those of {a}, {b} and {y}")
     ratios = [scalar_scale(g) / scalar_scale(y) for g in (a, b)]
-    for ratio in ratios:
-        if not 2.0**-14 <= float(ratio) < 2.0**8:
-            raise ModelError(f"QNNPACK adds codes whose scale is 2^-14..2^8 times the sum's, not {float(ratio):g} times")
     shift = 21 - (math.frexp(max(float(r) for r in ratios))[1] - 1)
     ma, mb = (int(torch.round(r * 2.0**shift)) for r in ratios)
     p, q = all_codes(a.format).long() * ma, all_codes(b.format).long() * mb

@@ -1,0 +1,62 @@
+"""The file: one safetensors file that holds a Q/DQ graph, its weights as int8 codes, and the graph's JSON in the header.
+
+PyTorch has no file of its own for these engines that loads without unpickling. The header's metadata has two entries: `engine`,
+and `graph`, the text of `graphs.store`. The same graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+
+from exactq.errors import ModelError, TargetError
+from exactq.graphs import store
+from exactq.graphs.graph import Edit, Graph
+from exactq.graphs.qdq import read_quantize
+
+ENGINE, GRAPH = "engine", "graph"
+
+
+def emit(engine: str, graph: Graph) -> bytes:
+    """The file of a float graph or a Q/DQ graph for an engine."""
+    text, data = store.dumps(fold(graph))
+    tensors = safetensors.torch.load(data)
+    return safetensors.torch.save(tensors, {ENGINE: engine, GRAPH: text.decode()})
+
+
+def fold(graph: Graph) -> Graph:
+    """The graph with each quantized constant stored as its codes, in their format's dtype."""
+    edit = Edit(graph)
+    nodes = {edit.value(n): n for n in edit}
+    for node in graph.calls:
+        q = read_quantize(graph, node)
+        if q is not None and q.source.op == "get_attr":
+            mine = nodes[graph.name(node)]
+            with edit.graph.inserting_before(mine):
+                codes = edit.constant(graph.name(q.source), q.grid.encode(edit.tensor(nodes[graph.name(q.source)])))
+            mine.replace_all_uses_with(codes)
+    return edit.freeze()
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a file holds."""
+
+    engine: str
+    graph: Graph
+
+
+def read(data: bytes) -> Read:
+    """The engine and graph of a file; nothing in it is executed. Raises `TargetError` for anything else."""
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        told = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        return Read(told[ENGINE], store.loads(told[GRAPH].encode(), safetensors.torch.save(tensors)))
+    except KeyError as error:
+        raise TargetError(f"the file is not one of exactq's for PyTorch's engines: its header lacks {error}") from error
+    except (safetensors.SafetensorError, ValueError, ModelError) as error:
+        raise TargetError(f"the file is not one of exactq's for PyTorch's engines: {error}") from error
