@@ -42,7 +42,9 @@ def weighted(d: Draw, x: Array, w: Array, depth: int, options: dict[str, Any]) -
 
     At times scales that make ties, an accumulator beyond int32 in steps of the output, or weights that are all zero.
     """
-    out, kind = w.shape[0], d.one_of("plain", "plain", "plain", "ties", "beyond", "zeros", "tiny")
+    out, kind = w.shape[0], d.one_of("plain", "plain", "ties", "close", "close", "beyond", "zeros")
+    if kind == "close":
+        return close(d, x, w, depth, options)
     channels = d.chance(0.6)
     sx, sw = d.power_of_two() if kind == "ties" else d.scale(), d.scales(out if channels else 1)
     if kind == "ties":
@@ -59,6 +61,21 @@ def weighted(d: Draw, x: Array, w: Array, depth: int, options: dict[str, Any]) -
         most = 2.0**30 * float(sx) * np.resize(sw, out).astype(np.float64)
         arrays["bias"] = np.clip(d.rng.normal(size=out) * float(sy) * d.one_of(0.5, 40, 3000), -most, most).astype(f32)
     told = {"sx": float(sx), "zx": zero(d), "sy": float(sy), "zy": zero(d), "channels": channels, "relu": d.chance(0.4)}
+    return Case("conv" if "stride" in options else "linear", arrays, told | options)
+
+
+def close(d: Draw, x: Array, w: Array, depth: int, options: dict[str, Any]) -> Case:
+    """As `weighted`, with half steps everywhere but for the rounding of scales: which of two roundings comes first shows."""
+    out, channels, ulp = w.shape[0], d.chance(0.6), 2.0**-23
+    sx, sw = float(f32(d.rng.uniform(0.005, 0.02))), float(d.rng.uniform(0.005, 0.02))
+    scales = (sw * (1 + d.rng.integers(-3, 4, out if channels else 1) * ulp)).astype(f32)
+    sy = float(f32(2 * sx * sw * (1 + int(d.rng.integers(-2, 3)) * ulp)))
+    few = (d.rng.integers(-3, 4, w.shape) * (d.rng.random(w.shape) < 8 / depth)).astype(np.int8)
+    arrays = {"x": (x % 32).astype(np.uint8), "w": few, "sw": scales}
+    if d.chance(0.6):
+        arrays["bias"] = (d.rng.integers(-40, 40, out) * 0.5 * sy).astype(f32)
+    told = {"sx": sx, "zx": int(d.rng.integers(0, 20)), "sy": sy, "zy": zero(d), "channels": channels}
+    told["relu"] = d.chance(0.4)
     return Case("conv" if "stride" in options else "linear", arrays, told | options)
 
 
@@ -95,6 +112,11 @@ def conv(rank: int) -> Callable[[Draw], Case]:
         padding = tuple(int(d.rng.integers(0, k)) for k in kernel) if d.chance(0.7) else (0,) * rank
         size = [int(d.rng.integers(e := s * (k - 1) + 1, e + 6)) for s, k in zip(dilation, kernel, strict=True)]
         x, w = codes(d, d.one_of(1, 2), into, *size), d.codes((out, into // groups, *kernel), np.dtype(np.int8))
+        if groups == into and d.chance(0.5):  # what kernels of their own are for: 3 or 5 pixels, padded to keep the image
+            side = d.one_of(3, 3, 5)
+            kernel, dilation, padding = (side,) * rank, (1,) * rank, (side // 2,) * rank
+            stride, size = (d.one_of(1, 2),) * rank, [max(n, side) for n in size]
+            x, w = codes(d, d.one_of(1, 2), into, *size), d.codes((out, 1, *kernel), np.dtype(np.int8))
         depth = into // groups * int(np.prod(kernel))
         options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         return weighted(d, x, w, depth, options)
@@ -228,12 +250,20 @@ OPERATORS: dict[str, Callable[[Draw], Case]] = {
     "avg_pool3d": pool("avg_pool", 3),
     "adaptive_avg_pool1d": adaptive(1),
     "adaptive_avg_pool2d": adaptive(2),
-    "adaptive_avg_pool3d": adaptive(3),
     "sigmoid": unary("sigmoid"),
     "hardswish": unary("hardswish"),
     "leaky_relu": unary("leaky_relu"),
 }
 """Name -> generator."""
+
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+MISSING = {("qnnpack", "max_pool3d"), ("qnnpack", "sigmoid")}
+"""What an engine has no kernel for, but on one output grid."""
+COMBINATIONS = [(engine, name) for engine in ENGINES for name in OPERATORS if (engine, name) not in MISSING]
+"""Engine and operator."""
+LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
+"""The operators with weights, whose arithmetic differs from engine to engine; most of the others are ATen's own in all."""
 
 
 def case(name: str, seed: int, index: int) -> Case:

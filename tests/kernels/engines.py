@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exactq.kernels import aten, fbgemm, mlas, onednn, qnnpack
+from exactq.kernels import aten, fbgemm, onednn, qnnpack
 from exactq.numerics.formats import INT8, UINT8, Grid
+from exactq.targets.pytorch.rules import GROUPS
+from exactq.targets.pytorch.runtime import detect_isa, threads
+from exactq.targets.pytorch.runtime import engine as chosen
 
 from .cases import Array
 from .engine_cases import Case
-
-ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
-
-
-@contextmanager
-def engine(name: str) -> Iterator[None]:
-    """PyTorch's quantized engine of that name, on one thread."""
-    before, threads = torch.backends.quantized.engine, torch.get_num_threads()
-    torch.backends.quantized.engine = name
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
-        torch.set_num_threads(threads)
 
 
 def quantized(codes: Array, scale: float, zero: int) -> Tensor:
@@ -43,9 +29,15 @@ def weight(case: Case) -> Tensor:
     return torch._make_per_channel_quantized_tensor(w, sw.double(), torch.zeros(len(sw), dtype=torch.long), 0)
 
 
-def ask(name: str, case: Case) -> Array:
-    """The codes that the engine makes."""
-    with engine(name), torch.no_grad():
+def ask(name: str, case: Case) -> Array | None:
+    """The codes that the engine makes, or None where it refuses (`qnnpack.adds`) or is not predicted (`onednn.undecided`)."""
+    if name == "qnnpack" and case.op == "add" and not qnnpack.adds(*(grid(case.options[f"s{n}"], 0) for n in "aby")):
+        return None
+    if case.op == "conv" and name in ("x86", "onednn"):
+        weights = torch.from_numpy(case.arrays["w"])
+        if onednn.undecided(weights, case.options["groups"], detect_isa(name)):
+            return None
+    with chosen(name), threads(1), torch.no_grad():
         answer = _ASK[case.op](case)
         return (answer.int_repr() if answer.is_quantized else answer).contiguous().numpy()
 
@@ -145,7 +137,7 @@ def emulate(name: str, case: Case, isa: str) -> Array:
         places = {k: o[k] for k in ("stride", "padding", "dilation", "groups", "relu") if k in o}
         kernels = {"fbgemm": fbgemm, "x86": fbgemm, "onednn": onednn, "qnnpack": qnnpack}
         library: Any = kernels[name]
-        if name == "x86" and case.op == "conv" and isa == "avx512vnni" and o["groups"] <= 100:
+        if name == "x86" and case.op == "conv" and isa == "avx512vnni" and o["groups"] <= GROUPS:
             library = onednn
         where = {} if name == "qnnpack" else {"isa": isa}
         made = getattr(library, case.op)(arrays["w"], arrays.get("bias"), **grids, **places, **where)(arrays["x"])
@@ -171,7 +163,8 @@ def _kernel(name: str, case: Case, isa: str) -> Any:
         case "cat":
             return aten.concat([a, b], y, axis=o["axis"])
         case "max_pool":
-            return mlas.max_pool(kernel=o["kernel"], stride=o["stride"], padding=o["padding"] * 2)
+            pool: Any = getattr(F, f"max_pool{len(o['kernel'])}d")
+            return lambda codes: pool(codes.float(), *places.values())
         case "avg_pool":
             if qnn and len(o["kernel"]) < 3:
                 return qnnpack.average_pool(x, **places)

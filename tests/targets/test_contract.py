@@ -82,6 +82,10 @@ def test_the_runtime_gives_the_predicted_integers(target: Target, operator: str,
             declined[0] in {slot.reason for slot in made.plan.slots.values() if isinstance(slot, Float)} or not example.integers
         )
         return
+    if undecided := [s.inexact for s in made.program().steps if s.inexact and s.covers]:
+        assert verdict.mismatches == 0
+        assert any(undecided[0] in line for line in verdict.unverified)
+        return
     if isinstance(rule, Computes | Makes):
         assert len([k for k in kinds if k != "constant" and not k.startswith("aten.")]) >= 2
     assert (verdict.mismatches, verdict.unverified) == (0, ()), verdict

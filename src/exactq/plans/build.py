@@ -285,10 +285,12 @@ class _Layers:
         stored = ability.stored_bits.get(fmt.bits, fmt.bits)
         if stored != fmt.bits:
             reason += f"; stored in {stored} bits, {ability.target} has no {fmt.bits}-bit kernel for this operator"
-        if ability.saturates and can_saturate:
-            observer = "pairsafe"
+        always = fmt.hi > 64 and any(r.always(n, shape) for n, r in readers.items())
+        if ability.saturates and can_saturate or always:
+            observer = ability.pairs
             reason += f"; pair-safe, for on {ability.isa} the u8×s8 kernel adds pairs of products in a saturating int16"
         elif observer == "pairsafe":
+            observer = ability.pairs
             reason += "; pair-safe, so that kernels which saturate pairs of products in int16 give the same integers"
         if len(names) > 1:
             reason += f"; shared by {', '.join(names)}"

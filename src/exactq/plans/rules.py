@@ -26,7 +26,7 @@ class Computes:
     """Multiplies activation codes with weight codes into an int32 accumulator and requantizes it.
 
     `axis` is the weight's output channel. `exempt` says for which weight shapes the kernel never saturates even where
-    `Ability.saturates`.
+    `Ability.saturates`, `always` for which it does even where not.
     """
 
     kernel: str
@@ -34,6 +34,7 @@ class Computes:
     axis: int = 0
     declines: Declines = never
     exempt: Callable[[fx.Node, Sequence[int]], bool] = lambda node, weight_shape: False
+    always: Callable[[fx.Node, Sequence[int]], bool] = lambda node, weight_shape: False
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Ability:
     """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate.
 
     `bias` is the format in which kernels add a bias to their products, on the products' grid; None where they add the real.
+    `pairs` is the weight observer that certifies the pairs which these kernels form.
     """
 
     target: str
@@ -84,3 +86,4 @@ class Ability:
     stored_bits: Mapping[int, int]
     """Weight bits -> the bits that the artifact stores for each, where the runtime's kernels know no narrower type."""
     bias: Format | None = INT32
+    pairs: str = "pairsafe"

@@ -1,8 +1,8 @@
 """The arithmetic of FBGEMM's int8 kernels as PyTorch calls them, bit for bit on the instruction sets of `isa`.
 
-acc = Σ (x − zx)·w in int32, with pairs saturating where the instruction set does: K runs over (kernel axes, input channel) of
-a group, and padded pixels hold zx, whichever of the pointwise, im2col, groupwise and depthwise kernels runs. What becomes of it
-is in `requantization`. Evidence: targets/pytorch/README.md.
+acc = Σ (x − zx)·w in int32, with pairs saturating where the instruction set does, and in the fast depthwise kernel everywhere
+(`depthwise_fast`): K runs over (kernel axes, input channel) of a group, and padded pixels hold zx, whichever of the pointwise,
+im2col, groupwise and depthwise kernels runs. What becomes of it is in `requantization`. Evidence: targets/pytorch/README.md.
 """
 
 from __future__ import annotations
@@ -45,10 +45,35 @@ def conv(
         "dilation": per_axis(dilation, rank),
         "groups": groups,
     }
-    excess = pairs.convolution_excess(weight, zero=scalar_zero(x), **places) if SATURATES[isa] else None  # type: ignore[arg-type]
+    excess = None
+    if SATURATES[isa] or depthwise_fast(weight.shape, **places):  # type: ignore[arg-type]
+        excess = pairs.convolution_excess(weight, zero=scalar_zero(x), **places)  # type: ignore[arg-type]
     accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
     requantize = requantization(bias, x=x, w=w, y=y, channels=weight.shape[0], rank=rank, relu=relu)
     return lambda codes: requantize(accumulate(codes))
+
+
+def depthwise_fast(
+    shape: Sequence[int], *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> bool:
+    """Whether a convolution runs in FBGEMM's depthwise kernels, which are AVX2 code and saturate pairs of taps everywhere.
+
+    FbgemmConv.cc takeDepthWiseFastPath: groups of one channel, a multiple of 8 of them, each with one output or two; kernels of
+    3, 5 or 7 pixels along each axis, square in the last two, padded to keep the image, without dilation.
+    """
+    out, per_group, *kernel = shape
+    rank = len(kernel)
+    return (
+        per_group == 1
+        and groups % 8 == 0
+        and out in (groups, 2 * groups)
+        and rank >= 2
+        and kernel[-1] == kernel[-2]
+        and all(k in (3, 5, 7) for k in kernel)
+        and all(s in (1, 2) for s in stride)
+        and all(d == 1 for d in dilation)
+        and tuple(padding) == tuple((k - 1) // 2 for k in kernel) * 2
+    )
 
 
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
@@ -59,4 +84,4 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     return lambda codes: requantize(accumulate(codes))
 
 
-__all__ = ["SATURATES", "conv", "linear"]
+__all__ = ["SATURATES", "conv", "depthwise_fast", "linear"]

@@ -39,7 +39,8 @@ def lower(engine: str, graph: Graph, isa: str) -> Program:
     steps = []
     for call in calls(graph, engine):
         run, kernel = _kernel(call.what, engine, isa)
-        steps.append(Step(call.name, run, call.inputs, kernel, call.grid, call.inexact, call.covers))
+        inexact = call.inexact or _undecided(call.what, kernel, isa)
+        steps.append(Step(call.name, run, call.inputs, kernel, call.grid, inexact, call.covers))
     kept = mark_inexact(live(steps, graph.outputs))
     return Program(tuple(i.name for i in graph.inputs), tuple(kept), graph.outputs)
 
@@ -96,6 +97,12 @@ def _layer(what: Layer, engine: str, isa: str) -> Made:
     where = {} if library == "qnnpack" else {"isa": isa}
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
     return getattr(kernels, operator)(what.weight, what.bias, **given), f"{library}.{operator}"
+
+
+def _undecided(what: What, kernel: str, isa: str) -> str | None:
+    if isinstance(what, Layer) and kernel == "onednn.conv" and onednn.undecided(what.weight, what.places["groups"], isa):
+        return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
+    return None
 
 
 def _broadcast(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -118,8 +119,38 @@ def _moves(operator: str) -> Passes:
     return Passes(operator, f"aten/src/ATen/native/TensorShape.cpp: {operator} of a quantized tensor moves bytes")
 
 
-def _conv(rank: int) -> Computes:
-    return Computes(f"quantized::conv{rank}d", f"{CPU}/qconv.cpp", declines=_padding_is_text)
+def _depthwise_fast(node: fx.Node, shape: Sequence[int]) -> bool:
+    """FBGEMM's own depthwise kernels are AVX2 code, whose pairs of taps saturate on every machine."""
+    given, rank = arguments(node), len(shape) - 2
+    places = {name: tuple(_several(given[name])) for name in ("stride", "padding", "dilation")}
+    whole = {name: value * (rank // len(value)) for name, value in places.items()}
+    whole["padding"] *= 2
+    return fbgemm.depthwise_fast(shape, **whole, groups=int(given["groups"]))
+
+
+def _never_saturates(node: fx.Node, shape: Sequence[int]) -> bool:
+    """oneDNN's depthwise and reference kernels multiply in int32."""
+    groups = int(arguments(node)["groups"])
+    return onednn.depthwise(shape, groups) or onednn.reference(shape, groups)
+
+
+def _many_depthwise_fast(node: fx.Node, shape: Sequence[int]) -> bool:
+    return int(arguments(node)["groups"]) > GROUPS and _depthwise_fast(node, shape)
+
+
+def _convolutions(**saturation: Any) -> dict[str, Rule]:
+    source = f"{CPU}/qconv.cpp"
+    return {
+        f"aten.conv{n}d": Computes(f"quantized::conv{n}d", source, declines=_padding_is_text, **saturation) for n in (1, 2, 3)
+    }
+
+
+_CONVOLUTIONS: dict[str, dict[str, Rule]] = {
+    "fbgemm": _convolutions(always=_depthwise_fast),
+    "x86": _convolutions(always=_many_depthwise_fast),
+    "onednn": _convolutions(exempt=_never_saturates),
+    "qnnpack": _convolutions(),
+}
 
 
 def _pool(operator: str, file: str, *declines: Declines) -> Passes:
@@ -130,9 +161,6 @@ _QCAT = Makes("quantized::cat", f"{CPU}/kernels/QuantizedOpKernels.cpp: cat_out_
 _ADAPTIVE = "AdaptiveAveragePooling.cpp"
 
 _SHARED: dict[str, Rule] = {
-    "aten.conv1d": _conv(1),
-    "aten.conv2d": _conv(2),
-    "aten.conv3d": _conv(3),
     "aten.linear": Computes("quantized::linear", f"{CPU}/qlinear.cpp"),
     "aten.add": Makes("quantized::add", f"{CPU}/BinaryOps.cpp", _has_alpha),
     "aten.mul": Makes("quantized::mul", f"{CPU}/kernels/QuantizedOpKernels.cpp: qmul_kernel"),
@@ -168,7 +196,9 @@ _QNNPACK: dict[str, Rule] = {
     **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", _all(_ceils, _single)) for n in (1, 2)},
 }
 
-OPERATORS: dict[str, dict[str, Rule]] = {name: _SHARED | (_QNNPACK if name == "qnnpack" else _ATEN) for name in ENGINES}
+OPERATORS: dict[str, dict[str, Rule]] = {
+    name: _CONVOLUTIONS[name] | _SHARED | (_QNNPACK if name == "qnnpack" else _ATEN) for name in ENGINES
+}
 """Engine -> ATen operator -> what it does to codes.
 
 Not there: QNNPACK's sigmoid, which exists on one output grid alone; three-dimensional adaptive pools, which to one pixel are a
@@ -189,4 +219,5 @@ def ability(name: str, isa: str) -> Ability:
         saturation_source=engine.source,
         stored_bits={2: 8, 3: 8, 4: 8},
         bias=INT32 if name == "qnnpack" else None,
+        pairs="pairsafe-taps" if name == "onednn" else "pairsafe-depthwise",
     )
