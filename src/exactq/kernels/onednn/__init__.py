@@ -107,10 +107,10 @@ def reference(shape: Sequence[int], groups: int) -> bool:
 
 
 def undecided(weight: Tensor, groups: int, isa: str) -> bool:
-    """Whether what oneDNN answers is not predicted: with AVX512-VNNI groups of one input and several outputs, in rows and images.
+    """Whether what oneDNN answers is not predicted: with AVX512-VNNI groups of one input and several outputs.
 
-    Two kernels that round differently run for them, depending on the sizes of image and batch; and for images whose output is
-    one pixel wide, of strides 1 and 2, the second row and those below it are wrong by up to 255 codes (torch 2.13).
+    In rows and images two kernels that round differently run for them, depending on the sizes of image and batch; and for
+    images whose output is one pixel wide, of strides 1 and 2, all rows but the first are wrong by up to 255 codes (torch 2.13).
     """
     several = groups > 1 and weight.shape[1] == 1 and weight.shape[0] > groups
     return isa == "avx512vnni" and several and weight.ndim < 5

@@ -1,7 +1,8 @@
 """The file: one safetensors file that holds a Q/DQ graph, its weights as int8 codes, and the graph's JSON in the header.
 
-PyTorch has no file of its own for these engines that loads without unpickling. The header's metadata has two entries: `engine`,
-and `graph`, the text of `graphs.store`. The same graph gives the same bytes.
+PyTorch has no file of its own for these engines that loads without unpickling. The header's metadata has one entry, `exactq`:
+JSON with `engine`, and `graph`, the text of `graphs.store`. The same graph gives the same bytes: of two entries safetensors
+would write any one first.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from exactq.graphs import store
 from exactq.graphs.graph import Edit, Graph
 from exactq.graphs.qdq import read_quantize
 
-ENGINE, GRAPH = "engine", "graph"
+ENTRY, ENGINE, GRAPH = "exactq", "engine", "graph"
 
 
 def emit(engine: str, graph: Graph) -> bytes:
     """The file of a float graph or a Q/DQ graph for an engine."""
     text, data = store.dumps(fold(graph))
     tensors = safetensors.torch.load(data)
-    return safetensors.torch.save(tensors, {ENGINE: engine, GRAPH: text.decode()})
+    return safetensors.torch.save(tensors, {ENTRY: json.dumps({ENGINE: engine, GRAPH: text.decode()}, ensure_ascii=False)})
 
 
 def fold(graph: Graph) -> Graph:
@@ -54,9 +55,9 @@ def read(data: bytes) -> Read:
     try:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
-        told = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        told = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][ENTRY])
         return Read(told[ENGINE], store.loads(told[GRAPH].encode(), safetensors.torch.save(tensors)))
     except KeyError as error:
         raise TargetError(f"the file is not one of exactq's for PyTorch's engines: its header lacks {error}") from error
-    except (safetensors.SafetensorError, ValueError, ModelError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, ModelError) as error:
         raise TargetError(f"the file is not one of exactq's for PyTorch's engines: {error}") from error
