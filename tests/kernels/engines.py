@@ -40,6 +40,10 @@ def ask(name: str, case: Case) -> Array | None:
         weights = torch.from_numpy(case.arrays["w"])
         if onednn.undecided(weights, case.options["groups"], detect_isa(name)):
             return None
+    if case.op == "conv" and name in ("x86", "fbgemm"):
+        places = {key: case.options[key] for key in ("stride", "padding", "dilation", "groups")}
+        if fbgemm.undecided(case.arrays["w"].shape, **places, isa=detect_isa(name)):
+            return None
     with chosen(name), threads(1), torch.no_grad():
         answer = _ASK[case.op](case)
         return (answer.int_repr() if answer.is_quantized else answer).contiguous().numpy()

@@ -76,6 +76,27 @@ def depthwise_fast(
     )
 
 
+def undecided(
+    shape: Sequence[int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    isa: str,
+) -> bool:
+    """Whether what FBGEMM answers is not predicted: with AVX2 its groupwise kernels, where groups are left over.
+
+    They take 8 output channels a turn, so 4 groups of 2 or 2 groups of 4, and what the last turn makes too much is written over
+    the first channels of the next pixel (torch 2.13, measured under emulation). Kernels are of 3 pixels, padded by 1.
+    """
+    out, per_group, *kernel = shape
+    groupwise = len(kernel) > 1 and per_group in (2, 4) and out == per_group * groups and {*kernel} == {3} and {*padding} == {1}
+    groupwise = groupwise and {*dilation} == {1} and {*stride} in ({1}, {2})
+    together = 8 // per_group
+    return isa == "avx2" and groupwise and groups > together and groups % together != 0
+
+
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = pairs.matrix_excess(weight) if SATURATES[isa] else None
@@ -84,4 +105,4 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     return lambda codes: requantize(accumulate(codes))
 
 
-__all__ = ["SATURATES", "conv", "depthwise_fast", "linear"]
+__all__ = ["SATURATES", "conv", "depthwise_fast", "linear", "undecided"]

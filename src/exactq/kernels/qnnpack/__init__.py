@@ -3,6 +3,7 @@
 b̂ = clip(rint(fl(b · fl(1 / fl(sx·sw)))))        sx·sw in float64, then float32: the bias as int32 codes
 m = fl(fl(sw·sx) · fl(1 / sy))
 y = clamp(sat16(sat16(cvt(fl(fl(acc + b̂)·m))) + zy)), with acc + b̂ in int32 that wraps
+Depthwise convolutions of 3×3×3 pixels round acc·m once, without fl (q8dwconv/mp8x27p-sse2.c; measured).
 (aten/src/ATen/native/quantized/cpu/qconv.cpp, qlinear.cpp; qnnpack q8gemm/4x4c2-sse2.c, requantization/fp32-sse2.c)
 """
 
@@ -48,7 +49,8 @@ def conv(
         dilation=per_axis(dilation, rank),
         groups=groups,
     )
-    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu)
+    cube = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
+    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
     return lambda codes: requantize(accumulate(codes))
 
 
@@ -68,9 +70,12 @@ def _codes(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | Non
     return codes.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).clamp_(-(2.0**31), 2.0**31 - 1)
 
 
-def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool) -> Kernel:
+def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False) -> Kernel:
+    """From sums to codes; with `once` the product is not rounded to float32 before it is rounded to an integer."""
     factor = (channel_scales(w, channels) * scalar_scale(x) * (1 / scalar_scale(y))).reshape(-1, *[1] * rank)
     finish = packing_to_codes(y, relu=relu)
+    if once:
+        return lambda acc: finish(acc.double() * factor.to(acc.device)).to(torch.float32)
     return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
 
 

@@ -102,6 +102,8 @@ def _layer(what: Layer, engine: str, isa: str) -> Made:
 def _undecided(what: What, kernel: str, isa: str) -> str | None:
     if isinstance(what, Layer) and kernel == "onednn.conv" and onednn.undecided(what.weight, what.places["groups"], isa):
         return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
+    if isinstance(what, Layer) and kernel == "fbgemm.conv" and fbgemm.undecided(what.weight.shape, **what.places, isa=isa):
+        return "FBGEMM writes over its own results where groups of 2 or 4 channels are left over"
     return None
 
 

@@ -44,8 +44,8 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 _ops: Any = torch.ops.quantized
 
-_DEPRECATED = "quantize_per_tensor|quantize_per_channel|quantized tensor|torch.ao.quantization"
-"""Of the warnings, those of PyTorch 2.13 that its quantized tensors will go: that is known, and said in the README."""
+_DEPRECATED = "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor creation functions"
+"""How PyTorch 2.13 warns that its quantized tensors will go: that is known, and said in the README."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def engine(name: str) -> Iterator[None]:
     torch.backends.quantized.engine = name
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f".*({_DEPRECATED}).*", category=Warning)
+            warnings.filterwarnings("ignore", message=_DEPRECATED, category=UserWarning)
             yield
     finally:
         torch.backends.quantized.engine = before
