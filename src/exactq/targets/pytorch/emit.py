@@ -1,7 +1,7 @@
 """The file: one safetensors file that holds a Q/DQ graph, its weights as int8 codes, and the graph's JSON in the header.
 
 PyTorch has no file of its own for these engines that loads without unpickling. The header's metadata has one entry, `exactq`:
-JSON with `engine`, and `graph`, the text of `graphs.store`. The same graph gives the same bytes: of two entries safetensors
+JSON with `engine`, and `graph` as `graphs.store` writes it. The same graph gives the same bytes: of two entries safetensors
 would write any one first.
 """
 
@@ -16,7 +16,7 @@ import safetensors.torch
 from exactq.errors import ModelError, TargetError
 from exactq.graphs import store
 from exactq.graphs.graph import Edit, Graph
-from exactq.graphs.qdq import read_quantize
+from exactq.graphs.qdq import CODES, read_quantize
 
 ENTRY, ENGINE, GRAPH = "exactq", "engine", "graph"
 
@@ -25,7 +25,8 @@ def emit(engine: str, graph: Graph) -> bytes:
     """The file of a float graph or a Q/DQ graph for an engine."""
     text, data = store.dumps(fold(graph))
     tensors = safetensors.torch.load(data)
-    return safetensors.torch.save(tensors, {ENTRY: json.dumps({ENGINE: engine, GRAPH: text.decode()}, ensure_ascii=False)})
+    told = {ENGINE: engine, GRAPH: json.loads(text)}
+    return safetensors.torch.save(tensors, {ENTRY: json.dumps(told, ensure_ascii=False, separators=(",", ":"))})
 
 
 def fold(graph: Graph) -> Graph:
@@ -35,9 +36,13 @@ def fold(graph: Graph) -> Graph:
     for node in graph.calls:
         q = read_quantize(graph, node)
         if q is not None and q.source.op == "get_attr":
-            mine = nodes[graph.name(node)]
-            with edit.graph.inserting_before(mine):
-                codes = edit.constant(graph.name(q.source), q.grid.encode(edit.tensor(nodes[graph.name(q.source)])))
+            mine, name = nodes[graph.name(node)], graph.name(q.source)
+            codes, value = nodes[name], q.grid.encode(edit.tensor(nodes[name]))
+            if len(q.source.users) == 1:
+                edit.set_constant(codes, value)
+            else:
+                with edit.graph.inserting_before(mine):
+                    codes = edit.constant(f"{name}{CODES}", value)
             mine.replace_all_uses_with(codes)
     return edit.freeze()
 
@@ -56,7 +61,7 @@ def read(data: bytes) -> Read:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
         told = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][ENTRY])
-        return Read(told[ENGINE], store.loads(told[GRAPH].encode(), safetensors.torch.save(tensors)))
+        return Read(told[ENGINE], store.loads(json.dumps(told[GRAPH]).encode(), safetensors.torch.save(tensors)))
     except KeyError as error:
         raise TargetError(f"the file is not one of exactq's for PyTorch's engines: its header lacks {error}") from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, ModelError) as error:
