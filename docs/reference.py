@@ -31,9 +31,9 @@ are asked only where stdin, stdout and stderr are a terminal, bars are drawn onl
 |---|---|
 | 0 | yes |
 | 1 | the honest answer is no: over the accuracy budget, integers differ, nothing could be quantized, or you said no |
-| 2 | misuse or bad input, told in one line on stderr; nothing is left behind |
+| 2 | misuse or bad input, told in one line on stderr; nothing half-written is left |
 | 3 | a bug of exactq |
-| 130, 143 | interrupted by Ctrl-C, by SIGTERM; nothing is left behind |
+| 130, 143 | interrupted by Ctrl-C, by SIGTERM; stages that were finished are kept, and the same command goes on from there |
 
 | variable | meaning |
 |---|---|

@@ -110,6 +110,7 @@ def test_every_verb_and_option_has_its_line_on_the_shells_page() -> None:
         wanted = {f"--{name.replace('_', '-')}" for name in inspect.signature(verb).parameters} - {
             "--model",
             "--run",
+            "--node",
             "--as-json",
         }
         assert {option for option in wanted if f"`{option}" not in sections[verb.__name__]} == set()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exactq.datasets.splits import Batch, Dataset, in_memory
 from exactq.errors import DataError, UsageError
-from exactq.metrics import ACCURACY, COSINE, METRICS, Metric, default_metric, measure, metric_named
+from exactq.metrics import ACCURACY, COSINE, METRICS, Metric, check_fit, default_metric, measure, metric_named
 
 Outputs = tuple[Tensor, ...]
 
@@ -47,6 +47,44 @@ def test_accuracy_counts_pixels_where_labels_are_images() -> None:
     assert measure(ACCURACY, same, [Batch((scores,), labels)]) == 0.75
 
 
+@pytest.mark.parametrize(("counted", "at_least", "fits"), [(3, 0, 1), (2, 0, 0), (4, 0, 0), (2, 1, 1), (4, 1, 0), (None, 0, 1)])
+def test_data_that_counts_its_classes_has_as_many_as_the_model_scores(counted: int | None, at_least: int, fits: int) -> None:
+    split = in_memory((torch.eye(3),), torch.tensor([0, 1, 1]))
+    data = Dataset("pets", split, split, classes=counted, at_least=bool(at_least))
+    check_fit(COSINE, data, same)
+    if fits:
+        check_fit(ACCURACY, data, same)
+        return
+    said = rf"`pets` has {counted} classes and the model scores 3: .* Give data with the model's classes, or --metric cosine, "
+    with pytest.raises(DataError, match=said):
+        check_fit(ACCURACY, data, same)
+
+
+def test_models_that_score_every_pixel_fit() -> None:
+    scores, labels = torch.zeros(4, 5, 2, 3), torch.full((4, 2, 3), 4)
+    check_fit(ACCURACY, dataset((scores,), labels), same)
+    with pytest.raises(DataError, match="the label 5 is no class of a model with 5 scores"):
+        check_fit(ACCURACY, dataset((scores,), labels + (torch.arange(4) == 3).view(-1, 1, 1)), same)  # in the last sample
+
+
+def test_a_fit_is_tried_on_two_samples_or_on_the_whole_batch() -> None:
+    sizes: list[int] = []
+
+    def run(inputs: Outputs) -> Outputs:
+        sizes.append(len(inputs[0]))
+        return inputs
+
+    for whole in (False, True):
+        check_fit(ACCURACY, dataset((torch.eye(3),), torch.arange(3)), run, whole=whole)
+    assert sizes == [2, 3]
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(3), torch.zeros(3, 1, dtype=torch.int64)])
+def test_labels_that_are_no_classes_are_told_on_the_first_batch(labels: Tensor | None) -> None:
+    with pytest.raises(DataError, match=r"`accuracy` needs .*: use --metric cosine, which needs no labels, or a metric"):
+        check_fit(ACCURACY, dataset((torch.eye(3),), labels), same)
+
+
 def test_a_nan_is_never_right() -> None:
     labels = torch.tensor([0, 1])
     broken = torch.tensor([[math.nan, 0.0], [0.0, 1.0]])
@@ -56,7 +94,7 @@ def test_a_nan_is_never_right() -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (None, "`accuracy` needs labels, and the data has none: use the metric `cosine`"),
+        (None, "`accuracy` needs labels, and the data has none: use --metric cosine, which"),
         (torch.zeros(2), r"whole labels \(n, …\), not \(2, 3\) and float32 \(2,\)"),
         (torch.zeros(2, 1, dtype=torch.int64), r"not \(2, 3\) and int64 \(2, 1\)"),
         (torch.tensor([0, 3]), "the label 3 is no class of a model with 3 scores: 0..2"),

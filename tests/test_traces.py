@@ -36,6 +36,17 @@ def test_each_step_is_seen_once_and_in_order() -> None:
     assert seen == ["double=2", "sum=12", "square=144"]
 
 
+def test_the_part_towards_a_value_makes_it_and_leaves_out_the_rest() -> None:
+    whole = Program(("x", "y"), (*steps(), Step("unread", lambda x: x / 0, ("x",), "aten.div")), ("square",))
+    part = whole.towards(("sum", "x"))
+    assert [step.name for step in part.steps] == ["double", "sum"]
+    total, x = walk(part, (X, Y))
+    assert total.tolist() == [12.0, 24.0]
+    assert x is X
+    with pytest.raises(DataError, match="the outputs \\['cube'\\] are made by no step"):
+        whole.towards(("cube",))
+
+
 def test_a_trace_keeps_what_it_is_asked_for_in_order() -> None:
     program = Program(("x", "y"), steps(), ("square",))
     assert list(trace(program, (X, Y))) == ["double", "sum", "square"]

@@ -13,10 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
+    from exactq.flow import bench as bench
+    from exactq.flow import explain as explain
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
     from exactq.flow import quantize as quantize
+    from exactq.flow import read as read
     from exactq.flow import train as train
     from exactq.flow import verify as verify
     from exactq.quantized import Quantized as Quantized
@@ -30,7 +33,7 @@ LAYERS = (
     ("flow",),
     ("reports",),
     ("conversion",),
-    ("verification", "difference", "explanation", "fidelity", "timing"),
+    ("verification", "difference", "explanation", "fidelity", "benchmark"),
     ("quantized",),
     ("targets",),
     ("training",),
@@ -40,7 +43,7 @@ LAYERS = (
     ("optimization",),
     ("sources",),
     ("models", "datasets", "metrics"),
-    ("cache", "pythonfile"),
+    ("cache", "pythonfile", "timing", "memory"),
     ("graphs",),
     ("compilation",),
     ("traces",),
@@ -52,10 +55,13 @@ LAYERS = (
 
 _DOOR = {
     "Quantized": "exactq.quantized",
+    "bench": "exactq.flow",
+    "explain": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",
     "quantize": "exactq.flow",
+    "read": "exactq.flow",
     "run": "exactq.runs",
     "train": "exactq.flow",
     "verify": "exactq.flow",

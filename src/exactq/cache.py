@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from exactq.errors import UsageError
 
@@ -37,3 +41,12 @@ def key(*parts: str | int | bytes) -> str:
         data = part if isinstance(part, bytes) else str(part).encode()
         digest.update(f"{type(part).__name__}:{len(data)}:".encode() + data)
     return digest.hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of named tensors in 64 hex digits: names, kinds, shapes and bytes, whatever their order."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

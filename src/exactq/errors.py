@@ -30,6 +30,10 @@ class TargetError(ExactqError):
     """A runtime that is missing, too old, or answered with an error."""
 
 
+class Stopped(ExactqError):
+    """Not an error: somebody was asked, and said no. The shell ends with exit code 1."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """A `UsageError` for a bad name: what was asked, the closest known name, and the whole list.
 

@@ -12,9 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exactq.benchmark import SECONDS, Benchmark, Settings
+from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError, unknown
+from exactq.explanation import Explanation
+from exactq.explanation import explain as explain_element
 from exactq.graphs.graph import Graph
+from exactq.graphs.programs import example_inputs as random_inputs
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
 from exactq.plans import document
@@ -24,8 +29,9 @@ from exactq.plans.recipes import Recipe, recipe_named
 from exactq.quantization.apply import apply
 from exactq.quantization.fit import plan_fits
 from exactq.quantized import Quantized, load
+from exactq.sources import onnxfile
 from exactq.sources.capture import capture
-from exactq.targets import target_named
+from exactq.targets import TARGETS, target_named
 from exactq.training.courses import Course
 from exactq.training.objectives import OBJECTIVES
 from exactq.training.samples import Loader
@@ -36,7 +42,37 @@ from exactq.verification import verify as verify_quantized
 Batches = Iterable[Sequence[Tensor]]
 Counted = Callable[[int], None]
 
-__all__ = ["export", "load", "plan", "plan_graph", "prepare", "quantize", "quantize_graph", "train", "verify"]
+__all__ = [
+    "bench",
+    "explain",
+    "export",
+    "load",
+    "plan",
+    "plan_graph",
+    "prepare",
+    "quantize",
+    "quantize_graph",
+    "read",
+    "train",
+    "verify",
+]
+
+
+def read(path: str | Path, *, shapes: Sequence[tuple[int, ...]] | None = None) -> nn.Module:
+    """The float model of an `.onnx` file, under the file's names, in evaluation mode; nothing of the file is executed.
+
+    `shapes`, one an input and without the batch, are needed where the file leaves sizes free. ONNX Runtime computes the file
+    beside the model on random inputs. Raises `ModelError` for what cannot be read, and where the two differ.
+    """
+    made = onnxfile.model(onnxfile.read(Path(path)), shapes)
+    check_reading(made, random_inputs(made.graph, batch=2))
+    return made
+
+
+def check_reading(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Nothing, or a `ModelError` where a model is not the file that it was read from; other models have no file."""
+    if isinstance(model, onnxfile.OnnxModel):
+        onnxfile.check_reading(model, inputs, TARGETS["onnxruntime"].timed)
 
 
 def prepare(model: nn.Module, example_inputs: Sequence[Tensor]) -> Graph:
@@ -133,6 +169,40 @@ def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int =
     """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+
+
+def bench(
+    quantized: Quantized | str | Path,
+    data: Batches | None = None,
+    *,
+    batch: Sequence[int] = (),
+    threads: Sequence[int] = (1,),
+    seconds: float = SECONDS,
+) -> Benchmark:
+    """What the quantized file gains over the float file on this machine: time, size, memory, float and quantized in turns.
+
+    `batch` and `threads` are the sizes to measure, each with each, for about `seconds` a case; without `batch` one sample.
+    `data` gives batches of inputs, of which the first samples are taken; without it inputs are noise.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    settings = Settings(tuple(batch), tuple(threads), seconds)
+    return bench_quantized(made, settings, data=None if data is None else map(as_tuple, data))
+
+
+def explain(
+    quantized: Quantized | str | Path,
+    node: str,
+    at: Sequence[int],
+    *,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    isa: str | None = None,
+) -> Explanation:
+    """How the integer of the value `node` at the index `at` comes about on `inputs`, one batch, step by step; print it.
+
+    `at` begins with the sample's number in the batch. Without inputs it is one of normally distributed numbers.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 
 def train(

@@ -20,6 +20,7 @@ from exactq.errors import DataError, UsageError, unknown
 Outputs = tuple[Tensor, ...]
 Run = Callable[[Outputs], Outputs]
 """A model as a function: inputs by position -> outputs by position."""
+OTHERS = "--metric cosine, which needs no labels, or a metric of your own (file.py:function)"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,29 @@ def measure(metric: Metric, run: Run, batches: Iterable[Batch], *, reference: Ru
     return metric.result(state)
 
 
+def check_fit(metric: Metric, dataset: Dataset, run: Run, *, whole: bool = False) -> None:
+    """Nothing, or the `DataError` of a metric that the labels, or the model's scores, do not fit: told on one batch.
+
+    Two of its samples go through the model `run`, with `whole` all of them, for models of a fixed batch. Data that counts its
+    classes has as many as the model has scores, not one more or less: else its labels are not the model's numbers.
+    """
+    if not metric.labels:
+        return
+    batch = next(iter(dataset.evaluation))
+    some = batch if whole else batch.first(2)
+    with torch.no_grad():
+        scores = run(some.inputs)[0]
+    _check_kind(scores, some.labels)
+    classes, counted = scores.shape[1], dataset.classes
+    if counted is not None and (counted > classes or (counted < classes and not dataset.at_least)):
+        raise DataError(
+            f"`{dataset.name}` has {counted:,} classes and the model scores {classes:,}: its labels are not the model's, and "
+            f"`{metric.name}` would mean nothing. Give data with the model's classes, or {OTHERS}"
+        )
+    assert batch.labels is not None
+    _check_range(batch.labels, classes)
+
+
 def user_metric(spec: str) -> Metric:
     """The metric that calls a user's `f(outputs, labels)` once, on everything that was seen.
 
@@ -100,20 +124,33 @@ def user_metric(spec: str) -> Metric:
 
 def _count(state: tuple[int, int], seen: Seen) -> tuple[int, int]:
     """(right, all) with one batch more: the first output (n, classes, …) against whole labels (n, …)."""
-    scores, labels = seen.outputs[0], seen.labels
-    if labels is None:
-        raise DataError("`accuracy` needs labels, and the data has none: use the metric `cosine`")
-    if labels.dtype != torch.int64 or scores.dim() < 2 or scores.shape[:1] + scores.shape[2:] != labels.shape:
-        raise DataError(
-            f"`accuracy` needs scores (n, classes, …) and whole labels (n, …), not {tuple(scores.shape)} and "
-            f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= scores.shape[1]:
-        value = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise DataError(f"the label {value} is no class of a model with {scores.shape[1]} scores: 0..{scores.shape[1] - 1}")
+    scores, labels = seen.outputs[0], _check_kind(seen.outputs[0], seen.labels)
+    _check_range(labels, scores.shape[1])
     # argmax takes the first of equal scores, as codes often are, and takes NaN for the largest: a NaN is never right.
     right = (scores.argmax(1) == labels) & ~scores.isnan().any(1)
     return state[0] + int(right.sum()), state[1] + labels.numel()
+
+
+def _check_kind(scores: Tensor, labels: Tensor | None) -> Tensor:
+    """The labels, where they are whole and one for each score. Raises `DataError`."""
+    if labels is None:
+        raise DataError(f"`accuracy` needs labels, and the data has none: use {OTHERS}")
+    if labels.dtype != torch.int64 or scores.dim() < 2 or scores.shape[:1] + scores.shape[2:] != labels.shape:
+        raise DataError(
+            f"`accuracy` needs scores (n, classes, …) and whole labels (n, …), not {tuple(scores.shape)} and "
+            f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}: use {OTHERS}"
+        )
+    return labels
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    """Nothing, or a `DataError` that names a label which the model has no score for."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        value = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise DataError(
+            f"the label {value} is no class of a model with {classes} scores: 0..{classes - 1}; give data with the model's "
+            f"classes, or {OTHERS}"
+        )
 
 
 def _alike(state: tuple[float, int], seen: Seen) -> tuple[float, int]:

@@ -64,10 +64,16 @@ def told(spec: str, error: type[ExactqError]) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as e:
         said = e.msg if isinstance(e, SyntaxError) else str(e)
-        raise error(f"`{spec}` failed at {path}{_line(e, path)}: {type(e).__name__}: {said}") from e
+        raise error(f"`{spec}` failed at {place(spec, e)}: {type(e).__name__}: {said}") from e
     finally:
         if beside in sys.path:
             sys.path.remove(beside)
+
+
+def place(spec: str, error: BaseException) -> str:
+    """Where in the user's file `error` arose: `mine.py:12`, or `mine.py` where none of its lines took part."""
+    path, _ = _parts(spec)
+    return f"{path}{_line(error, path)}"
 
 
 def _parts(spec: str) -> tuple[Path, str]:

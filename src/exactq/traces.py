@@ -13,6 +13,7 @@ from functools import cached_property
 from torch import Tensor
 
 from exactq.errors import DataError
+from exactq.kernels.anatomy import Anatomy
 from exactq.numerics.formats import Grid
 
 Trace = dict[str, Tensor]
@@ -24,7 +25,8 @@ class Step:
     """One value: `run(*inputs)` makes it. With a grid the value is codes (in any storage), without one it is reals.
 
     `covers` names the graph's operators that the step does. `kernel` says in a word what runs (`mlas.conv`, `aten.relu`);
-    `inexact` is the reason why its bits may not be those of the runtime, or None where they are proven to be.
+    `inexact` is the reason why its bits may not be those of the runtime, or None where they are proven to be. `anatomy` says
+    how one element of codes comes about, where a kernel makes them.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Step:
     grid: Grid | None = None
     inexact: str | None = None
     covers: tuple[str, ...] = ()
+    anatomy: Anatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,15 @@ class Program:
         """Value -> the index of the step after which nothing reads it; outputs are read at the very end."""
         uses = {name: index for index, step in enumerate(self.steps) for name in (step.name, *step.inputs)}
         return uses | dict.fromkeys(self.outputs, len(self.steps))
+
+    def towards(self, outputs: Sequence[str]) -> Program:
+        """The part of the program that makes these values, as a program whose outputs they are; other steps are gone."""
+        needed, kept = set(outputs), []
+        for step in reversed(self.steps):
+            if step.name in needed:
+                needed.update(step.inputs)
+                kept.append(step)
+        return Program(self.inputs, tuple(kept[::-1]), tuple(outputs))
 
 
 def walk(

@@ -30,6 +30,12 @@ class Two(nn.Module):
         h = torch.relu(self.a(image)).mean((2, 3)) + torch.relu(self.b(vector))
         return self.c(h), h.softmax(1)
 
+def regressor():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0))
+
+def five():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
 def two():
     print("a factory that prints")
     return Two()
@@ -54,6 +60,18 @@ def images(value=None):
     g = torch.Generator().manual_seed(0)
     x = [torch.randn(8, 3, 8, 8, generator=g) if value is None else torch.full((8, 3, 8, 8), value) for _ in range(10)]
     return [(part, torch.arange(8) % 3) for part in x]
+
+def far():
+    return [(x, torch.arange(8)) for x, _ in images()]
+
+def reals():
+    return [(x, torch.rand(8)) for x, _ in images()]
+
+def bare():
+    return [x for x, _ in images()]
+
+def bytes_():
+    return [((x * 50).to(torch.uint8), y) for x, y in images()]
 
 def pairs():
     return [((x, torch.linspace(-1, 1, 40).reshape(8, 5)), None) for x, _ in images()]

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from exactq import runs
 from exactq.models.catalog import MODELS, build
+from exactq.runs.workplace import KEPT
 
 from .conftest import Answer, Shell, files_below, write_npz
 
@@ -39,7 +41,6 @@ REFUSED = [
     (f"{RUN} --recipe latin.yaml", "latin.yaml cannot be read"),
     (f"{RUN} --recipe broken.yaml", "broken.yaml YAML"),
     (f"{RUN} --metric acuracy", "unknown metric 'acuracy' did you mean 'accuracy'"),
-    (f"{MINE} --data mine.py:images --metric mine.py:nan", "mine.py:nan nan finite"),
     (f"{RUN} --wieghts x", "no such option --wieghts did you mean --weights"),
     ("runn simplecnn", "runn Did you mean 'run'?"),
     ("run", "MODEL exactq run --help"),
@@ -60,6 +61,14 @@ REFUSED = [
     ("verify run --inputs 0", "--inputs 0 at least one input"),
     ("verify run --inputs some", "--inputs 'some' whole number"),
     ("verify run --seed -1", "--seed -1"),
+    ("bench run --batch 0", "--batch 0 1 sample or more"),
+    ("bench run --batch 1,two", "--batch 'two' whole number"),
+    ("bench run --batch 1,", "--batch '' whole number"),
+    ("bench run --threads 0", "--threads 0 this machine can run 1 to"),
+    ("bench run --threads 99999", "--threads 99999 this machine can run 1 to"),
+    ("bench run --seconds 0", "--seconds 0.0 above 0"),
+    ("bench run --seconds soon", "--seconds 'soon' number"),
+    ("bench run --seed -1", "--seed -1"),
     (f"{RUN} --random-weights --input-shape 1,0,8,8", "1,0,8,8 sizes ≥ 1"),
     (f"{RUN} --random-weights --input-shape 1,1,2,2", "simplecnn 4×4 2×2"),
     (f"{MINE} --random-weights --input-shape x", "'x' input shape"),
@@ -101,12 +110,38 @@ REFUSED = [
     (f"{MINE} --data mine.py:infs", "mine.py:infs inf finite values"),
     (f"{MINE} --data mine.py:nothing", "no batch at least"),
     (f"{MINE} --data mine.py:constant", "every calibration value 1 constant real inputs"),
-    (f"{MINE} --data mine.py:flat", "mine.py:classifier"),
-    (f"{MINE} --data mine.py:pairs", "mine.py:classifier"),
+    (f"{MINE} --data mine.py:flat", "mine.py:classifier does not take mine.py:flat gives 1,8,8 float32 RuntimeError:"),
+    (f"{MINE} --data mine.py:pairs", "mine.py:classifier does not take 1,3,8,8;1,5 TypeError:"),
+    (f"{MINE} --data mine.py:bytes_", "mine.py:bytes_ batch 0, input 0 uint8 float32 int64, convert"),
+    (f"{MINE} --data digits", "mine.py:classifier does not take digits gives, 1,1,8,8 (float32, batch first):"),
+    (f"{MINE} --data npz:nowhere/", "npz:FILE"),
+    (f"{MINE} --data npz:folder", "there is no file folder npz:FILE"),
+    (f"{MINE} --data npz:labels.npz", "labels.npz NaN"),
+    (f"{RUN} --data imagefolder:no", "there is no folder no"),
+    (f"{RUN} --data imagefolder:folder", "folder has no folder in it"),
+    (f"{RUN} --data imagefolder:plan.yaml", "there is no folder plan.yaml"),
+    (f"{RUN} --data imagefolder:bare", "bare/cat has no image"),
+    (f"{RUN} --data imagefolder:bad", "no image of the class 'cat' can be decoded: cat/1.png (no image)"),
+    (f"{RUN} --data cifar10:folder", "cifar10 is not in folder"),
+    # labels and classes
+    ("run mine.py:five --data digits --yes --out out", "digits has 10 classes model scores 5: data --metric cosine, file.py:"),
+    (
+        f"{RUN} --weights good.safetensors --data imagefolder:two",
+        "imagefolder:two has 2 classes model scores 10: --metric cosine,",
+    ),
+    (f"{MINE} --data mine.py:far", "label 7 no class of a model with 3 scores: 0..2"),
+    (f"{MINE} --data mine.py:bare --metric accuracy", "accuracy needs labels, has none: --metric cosine,"),
+    (f"{MINE} --data mine.py:reals --metric accuracy", "accuracy whole labels float32 (2,): --metric cosine,"),
+    ("run mine.py:regressor --data mine.py:images --yes --out out", "accuracy needs scores not (2,) --metric cosine,"),
     (f"{MINE} --data npz:empty.npz", "empty.npz"),
     ("verify run --data mine.py:images", "mine.py:images 3, 8, 8 1, 8, 8"),
     ("verify run --data npz:no.npz", "no.npz there is no file"),
+    ("bench run --data mine.py:images", "input `x` (1, 3, 8, 8) 1, 8, 8"),
+    ("bench run --data npz:no.npz", "no.npz there is no file"),
+    ("bench run --data digits --batch 1,4000", "4000 is asked for samples smaller --batch"),
     # places
+    ("bench no", "there is no run folder no exactq run"),
+    ("bench folder", "folder plan.yaml"),
     ("verify no", "there is no run folder no exactq run"),
     ("verify folder", "folder plan.yaml"),
     ("verify plan.yaml", "there is no run folder plan.yaml"),
@@ -151,6 +186,12 @@ def world(shell: Shell, run_folder: Path, tmp_path: Path) -> Path:
     Path("half.npz").write_bytes(Path("half.npz").read_bytes()[:500])
     write_npz(Path("evil.npz"), x=np.array([Evil()], dtype=object))
     write_npz(Path("nan.npz"), x=np.full((9, 3, 8, 8), np.nan, np.float32))
+    write_npz(Path("labels.npz"), x=np.zeros((2, 3, 8, 8), np.float32), labels=np.array([0, np.nan]))
+    Path("bare/cat").mkdir(parents=True)
+    for name in ("bad/cat/1.png", "two/a/1.png", "two/b/1.png"):
+        Path(name).parent.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(name)
+    Path("bad/cat/1.png").write_bytes(b"no image")
     write_npz(Path("empty.npz"), x=np.zeros((0, 3, 8, 8), np.float32))
     plan = (run_folder / "plan.yaml").read_text().replace("avx2", "avx512vnni")
     Path("plan.yaml").write_text(plan)
@@ -181,6 +222,42 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(shell: Shell, world
     assert files_below(world) == before
     assert not (world / "EVIL").exists()
     assert sorted(p.name for p in world.iterdir() if p.name.startswith(".") or p.name in ("out", "runs")) == []
+
+
+@pytest.mark.parametrize("metric", ["cosine", "mine.py:distinct"])
+def test_data_of_other_classes_is_taken_where_the_metric_reads_no_labels(shell: Shell, metric: str) -> None:
+    answer = shell("run", "mine.py:five", "--data", "digits", "--metric", metric, "--yes", "--out", "out", "--max-drop", "9999")
+    assert answer.code == 0, answer.err
+
+
+def test_a_metric_that_does_not_fit_is_told_before_anything_slow(shell: Shell) -> None:
+    answer = shell("run", "mine.py:classifier", "--data", "mine.py:far", "--yes")
+    refused(answer, "label 7 no class")
+    assert not [line for line in answer.err.splitlines() if line.startswith(("plan", "calibrate"))]
+
+
+def test_a_damaged_image_is_left_out_and_the_run_and_its_report_say_so(shell: Shell, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / "pets" / str(label)).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(90 * label, 90 * label + 90, (12, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / str(label) / f"{number}.png")
+    for name in ("0/3.png", "0/4.png", "1/19.png", "1/7.png"):
+        (tmp_path / "pets" / name).write_bytes((tmp_path / "pets" / name).read_bytes()[:200])
+    (tmp_path / "pets" / "1" / "8.png").write_bytes(b"")
+    answer = shell(
+        "run", "simplecnn", "--data", "imagefolder:pets", "--input-shape", "1,3,8,8", "--yes", "--out", "out", "--json"
+    )
+    assert answer.code == 0, answer.err
+    facts = json.loads(answer.out)
+    (note,) = [note for note in facts["notes"] if "left out" in note]
+    assert note.startswith("5 of 40 images could not be decoded and were left out: 0/3.png (")
+    assert note.endswith(" and 2 more")
+    assert "5 of 40 images could not be decoded" in (tmp_path / "out" / "report.html").read_text()
+    asked = ("quantize", "simplecnn", "--data", "imagefolder:pets", "--input-shape", "1,3,8,8")
+    assert "could not be decoded and were left out: 0/" in shell(*asked).err
+    assert "note       3 of 9 images could not be decoded" in shell("verify", "out").err
 
 
 PARTS = ("plan.yaml", "float.json", "float.safetensors", "graph.json", "graph.safetensors", "model.onnx", "manifest.json")
@@ -256,22 +333,31 @@ def test_a_disk_that_is_full_or_closed_leaves_all_as_it_was(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("step", ["rename", "replace"])
+@pytest.mark.parametrize("step", ["away", "into place"])
 def test_an_earlier_run_stands_when_the_new_one_cannot_take_its_place(
     shell: Shell, run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
 ) -> None:
-    before, real, calls = files_below(tmp_path), os.rename, []
+    before, real, failed = files_below(tmp_path), os.rename, []
 
     def rename(old: object, new: object) -> None:
-        calls.append(old)
-        if len(calls) == (1 if step == "rename" else 2):
+        if Path(str(old if step == "away" else new)).name == "run" and not failed:
+            failed.append(old)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(old, new)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("exactq.runs.folder.os.rename", rename)
-    refused(shell("quantize", "simplecnn", "--out", "run"), os.strerror(errno.EIO))
-    monkeypatch.undo()
-    assert files_below(tmp_path) == before
+    monkeypatch.setattr("exactq.runs.workplace.os.rename", rename)
+    answer = shell("quantize", "simplecnn", "--out", "run")
+    assert (answer.code, answer.said.endswith(KEPT)) == (2, True), answer.err
+    assert {k: v for k, v in files_below(tmp_path).items() if ".unfinished" not in k} == before
+    assert "resumed" in shell("quantize", "simplecnn", "--out", "run").err
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_metric_that_fails_late_costs_nothing_that_was_finished(shell: Shell) -> None:
+    line = f"{MINE} --data mine.py:images --metric mine.py:nan".split()
+    refused(shell(*line), f"mine.py:nan nan finite {KEPT}")
+    answer = shell(*line[:-1], "cosine")
+    assert (answer.code, "resumed    quantized" in answer.err) == (0, True), answer.err
 
 
 def test_a_bug_is_called_one_and_shows_its_traceback_when_asked(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from exactq.cli.run import told
 
@@ -44,7 +46,7 @@ def test_a_run_tells_its_verdict_on_stdout_and_its_way_on_stderr(shell: Shell) -
     assert answer.out.startswith("verdict    ok\n")
     assert answer.out.endswith("out        runs/simplecnn-onnxruntime\n")
     assert "int4 weights are stored in 8 bits" in answer.out
-    assert [line.split()[0] for line in answer.err.splitlines()] == ["model", "graph", "plan"]
+    assert [line.split()[0] for line in answer.err.splitlines()] == ["model", "graph", "plan", "measured"]
     assert "\x1b" not in answer.out + answer.err
 
 
@@ -52,6 +54,33 @@ def test_verbose_shows_the_graph_and_every_value(shell: Shell) -> None:
     told = shell("run", "simplecnn", "--yes", "--verbose").err
     assert "bn1 folded into conv1" in told
     assert "conv1.bias\tint32 x × conv1.weight\t" in told
+
+
+def test_an_onnx_file_is_run_like_any_model(shell: Shell) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"w": (4, 3, 3, 3), "b": (4,), "fc": (4, 3)}
+    constants = [numpy_helper.from_array(rng.normal(size=size).astype(np.float32), name) for name, size in sizes.items()]
+    nodes = [
+        helper.make_node("Conv", ["image", "w", "b"], ["features/Conv"]),
+        helper.make_node("Relu", ["features/Conv"], ["features"]),
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "fc"], ["logits"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("image", [1, 3, 8, 8]), ("logits", [1, 3]))]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    Path("net.onnx").write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)]).SerializeToString())
+    answer = shell("run", "net.onnx", "--data", "mine.py:images", "--yes", "--json")
+    assert answer.out, answer.err
+    facts = json.loads(answer.out)
+    assert (facts["model"], facts["out"], facts["coverage"]) == ("net", "runs/net.onnx-onnxruntime", 1.0)
+    assert (answer.code, facts["verify"]["mismatches"]) == (int(facts["verdict"] != "ok"), 0)
+    assert {t["name"] for t in facts["verify"]["tensors"]} >= {"image", "features", "pooled"}
+    assert "model      net: net.onnx, opset 12; data mine.py:images" in answer.err
+    assert shell("verify", facts["out"], "--data", "mine.py:images").code == 0
+    again = shell("run", f"{facts['out']}/model.onnx", "--data", "mine.py:images", "--yes")
+    assert again.code == 2
+    assert "the file is quantized already; give the float file" in again.said
 
 
 def test_several_inputs_and_outputs_and_a_factory_that_prints(shell: Shell) -> None:

@@ -1,4 +1,4 @@
-"""exactq on a terminal of 80 columns, and interrupted: in a process of its own, through a pseudo-terminal."""
+"""exactq on a terminal, and interrupted: in a process of its own, through a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ def images():
 """
 
 
+def _controlled() -> None:
+    """The new session's terminal is that of its stdin, so that Ctrl-C there is a signal here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A command whose stdin, stdout and stderr are one pseudo-terminal."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, columns: int = 80) -> None:
         self.end, inner = pty.openpty()
-        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "CI")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "exactq", *arguments],
@@ -43,15 +49,16 @@ class Terminal:
             stdout=inner,
             stderr=inner,
             start_new_session=True,
+            preexec_fn=_controlled,
         )
         os.close(inner)
         self.seen = ""
 
-    def read(self, until: str | None = None) -> str:
-        """What was printed so far, up to `until` or to the end."""
-        limit = time.monotonic() + 90
-        while (until is None or until not in self.seen) and time.monotonic() < limit:
-            if select.select([self.end], [], [], 0.2)[0]:
+    def read(self, moment: float = 120) -> str:
+        """What was printed so far, to the end or for as many seconds."""
+        limit = time.monotonic() + moment
+        while time.monotonic() < limit:
+            if select.select([self.end], [], [], min(0.2, moment))[0]:
                 try:
                     data = os.read(self.end, 65536)
                 except OSError:  # the other end is closed
@@ -76,29 +83,68 @@ def plain(text: str) -> list[str]:
     return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rpartition("\r")[2] for line in text.splitlines()]
 
 
-def test_a_terminal_is_shown_the_plan_asked_and_told_the_command(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "run", "simplecnn")
-    before = plain(terminal.read("Quantize with this plan? [Y/n]:"))
-    assert any(re.match(r"conv1 +conv2d +int8 per channel, (minmax|pairsafe)", line) for line in before)
-    assert max(map(len, before)) <= 80
-    assert not (tmp_path / "runs" / "simplecnn-onnxruntime").exists()
-    terminal.type("\n")
-    assert terminal.code() == 0
+STEPS = ("trace", "analyse", "optimise", "plan", "quantize", "fine-tune", "export")
+PROMPT = re.compile(r"\[[^\]\n]*\]$")
+
+
+def answered(terminal: Terminal, answers: dict[str, list[str]]) -> list[str]:
+    """The steps that were asked about, each answered by the next of its answers, or by its default."""
+    asked, place, limit = [], 0, time.monotonic() + 150
+    while terminal.process.poll() is None and time.monotonic() < limit:
+        terminal.read(moment=0.3)
+        new = "\n".join(plain(terminal.seen[place:]))
+        if not PROMPT.search(new):
+            continue
+        place = len(terminal.seen)
+        labels = [line.split()[0] for line in new.splitlines() if line.split()[:1] and line[0] != " "]
+        asked.append(next((label for label in reversed(labels) if label in (*STEPS, "model")), asked[-1] if asked else ""))
+        waiting = answers.get(asked[-1], [])
+        terminal.type((waiting.pop(0) if waiting else "") + "\n")
+    return asked
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_terminal_is_asked_before_each_step_and_told_the_command(tmp_path: Path, columns: int) -> None:
+    terminal = Terminal(tmp_path, "run", "simplecnn", columns=columns)
+    answers = {"plan": ["w8a9", "w8a8", "w4a8"], "quantize": ["v", "n", "maybe", "v", "y"], "fine-tune": ["y", "none", "1"]}
+    asked = answered(terminal, {"optimise": ["d"], **answers})
+    assert terminal.code() in (0, 1)
+    assert tuple(dict.fromkeys(asked)) == STEPS
+    assert [asked.count(step) for step in ("plan", "quantize", "fine-tune")] == [3, 5, 3]  # what was refused is asked again
     lines = plain(terminal.seen)
-    assert "again      exactq run simplecnn --yes" in [line.rstrip() for line in lines]
-    assert any(line.startswith("verdict    ok") for line in lines)
-    assert "\x1b[" in terminal.seen
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= columns
+    told = " ".join(" ".join(lines).split())
+    assert "again exactq run simplecnn --recipe w4a8 --train always --epochs 1 --yes" in told
+    for words in (
+        "did you mean 'w8a8'?",
+        "'maybe' is no answer: y, n, v, q",
+        "'none' is no number of epochs",
+        "bn1 folded into",
+    ):
+        assert words in told
     assert (tmp_path / "runs" / "simplecnn-onnxruntime" / "model.onnx").is_file()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["simplecnn-onnxruntime"]
 
 
-def test_no_is_an_answer(tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, "run", "simplecnn", "--out", "new/run")
-    terminal.read("[Y/n]:")
-    terminal.type("n\n")
-    assert terminal.code() == 1
-    assert "exactq plan" in terminal.seen
-    assert list(tmp_path.iterdir()) == []
+SLOWER = [(how, step) for how in ("q", "Ctrl-C") for step in ("analyse", "optimise", "plan", "fine-tune")]
+
+
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [
+        *(("Ctrl-C", step) for step in ("model", "trace", "quantize", "export")),
+        *(("q", step) for step in ("trace", "quantize", "export")),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWER if case != ("q", "plan")),
+    ],
+)
+def test_one_can_stop_at_every_question(tmp_path: Path, step: str, how: str) -> None:
+    named = [] if step == "model" else ["simplecnn"]
+    terminal = Terminal(tmp_path, "run", *named, "--out", "new/run")
+    answered(terminal, {step: ["\x03" if how == "Ctrl-C" else "q"]})
+    assert terminal.code() == (130 if how == "Ctrl-C" else 1), terminal.seen
+    kept = step in ("fine-tune", "export")
+    assert [p.name for p in tmp_path.rglob("*") if p.parent.name == "new"] == ([".run.unfinished"] if kept else [])
+    assert ("the same command goes on from there" in " ".join(terminal.seen.split())) == kept
 
 
 def test_yes_never_asks(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ class Evil:
 def test_a_pickle_in_the_file_is_refused_and_nothing_is_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing was run"):
         saved(tmp_path, x=np.array([Evil(tmp_path / "ran")], dtype=object))
+    (tmp_path / "mine.npz").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(DataError, match=r"holds pickled objects, .* nothing was run"):
+        load(f"npz:{tmp_path / 'mine.npz'}")
     assert not (tmp_path / "ran").exists()
 
 
@@ -101,6 +105,10 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
         load(f"npz:{path}")
     np.savez(path, x=np.random.default_rng(0).normal(size=1000))
     whole = path.read_bytes()
+    for text in (b"PK\x03", b"x,y\n1,2\n"):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match=r"mine.npz is no .npz file: it is damaged, or of another kind"):
+            load(f"npz:{path}")
     for size in (0, 10, 100, 4000, len(whole) - 5):
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match=r"mine.npz"):

@@ -23,7 +23,7 @@ def png(pixels: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def write(path: Path, images: list[bytes], labels: list[int], column: str = "img") -> None:
+def write(path: Path, images: list[bytes] | list[bytes | None], labels: list[int], column: str = "img") -> None:
     rows = pa.array(
         [{"bytes": image, "path": None} for image in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     )
@@ -90,18 +90,32 @@ def test_another_schema_is_told(folder: Path, pixels: np.ndarray) -> None:
         load(f"cifar10:{folder}")
 
 
-@pytest.mark.parametrize(
-    ("image", "said"),
-    [
-        (b"", "image 1 cannot be decoded"),
-        (b"no image", "image 1 cannot be decoded"),
-        (png(np.zeros((8, 9, 3), "u1")), "image 1 is 9×8"),
-    ],
-)
-def test_a_broken_image_is_told_by_its_index(folder: Path, pixels: np.ndarray, image: bytes, said: str) -> None:
-    write(folder / FILES["test"], [png(pixels[0]), image], [0, 1])
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize(("image", "why"), [(b"", "empty file"), (b"no image", "no image"), (None, "no bytes")])
+def test_an_image_that_cannot_be_decoded_is_left_out_and_told(
+    folder: Path, pixels: np.ndarray, image: bytes | None, why: str
+) -> None:
+    write(folder / FILES["test"], [png(pixels[0]), image, png(pixels[1])], [0, 1, 1])
+    dataset = load(f"cifar10:{folder}", batch_size=1)
+    for _ in range(2):
+        assert [int(label) for batch in dataset.evaluation if batch.labels is not None for label in batch.labels] == [0, 1]
+    list(dataset.train or ())
+    assert dataset.remarks() == [
+        f"1 of 15 images could not be decoded and was left out: {FILES['test']}: image 1 ({why})",
+    ]
+    assert load(f"cifar10:{folder}").remarks() == []  # what another load met is not told again
+    write(folder / FILES["test"], [png(pixels[0]), image, image], [0, 1, 1])
+    with pytest.raises(DataError, match=r"no image of the class '1' can be decoded: .* image 1 \(.*\), .* image 2 \("):
         list(load(f"cifar10:{folder}").evaluation)
+
+
+def test_an_image_of_another_size_is_an_error_and_one_of_another_mode_is_converted(folder: Path, pixels: np.ndarray) -> None:
+    write(folder / FILES["test"], [png(pixels[0]), png(np.zeros((8, 9, 3), "u1"))], [0, 1])
+    with pytest.raises(DataError, match="image 1 is 9×8: CIFAR-10 has 32×32; imagefolder:DIR brings"):
+        list(load(f"cifar10:{folder}").evaluation)
+    grey = pixels[0, :, :, 0]
+    write(folder / FILES["test"], [png(grey), png(np.dstack([grey] * 3))], [0, 1])
+    (batch,) = load(f"cifar10:{folder}").evaluation
+    assert torch.equal(batch.inputs[0][0], batch.inputs[0][1])
 
 
 def test_a_label_that_is_none_is_told_by_its_index(folder: Path, pixels: np.ndarray) -> None:

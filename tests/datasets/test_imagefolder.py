@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import shutil
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -108,7 +112,7 @@ def test_images_are_decoded_when_their_batch_is_asked_for_and_not_kept(folder: P
     dataset = load(f"imagefolder:{folder}", batch_size=2, calibration=4, shapes=SHAPES)
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(Image, "open", lambda path, **options: opened.append(path) or real(path, **options))
     assert isinstance(dataset.train, Indexed)
     batches = iter(dataset.train)
     assert not opened
@@ -118,15 +122,147 @@ def test_images_are_decoded_when_their_batch_is_asked_for_and_not_kept(folder: P
     assert opened[:2] == opened[2:]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
-def test_an_image_that_cannot_be_decoded_is_named(damage: str, tmp_path: Path) -> None:
+def broken(path: Path) -> None:
+    """A JPEG of which the second half is missing."""
+    image(path, 0)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(data, "PNG")
-    bad = {"truncated": data.getvalue()[:2000], "text": b"no image", "empty": b""}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "broken.png").write_bytes(bad[damage])
-    with pytest.raises(DataError, match=r"broken.png cannot be decoded: \w"):
-        load(f"imagefolder:{tmp_path}", shapes=SHAPES)
+    Image.fromarray(noise).save(data, "JPEG")
+    path.write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+
+
+@pytest.mark.parametrize("parts", [(".",), ("train", "val")])
+def test_an_image_that_cannot_be_decoded_is_left_out_wherever_it_lies_named_and_counted_once(
+    parts: tuple[str, ...], folder: Path
+) -> None:
+    if len(parts) > 1:
+        for name in ("cat", "dog"):
+            for part in parts:
+                shutil.copytree(folder / name, folder / part / name)
+            shutil.rmtree(folder / name)
+    whole = load(f"imagefolder:{folder}", shapes=SHAPES)
+    assert whole.remarks() == []
+    wanted = {split: values(whole, split) for split in ("calibration", "evaluation", "train")}
+    bad = {"cat/0.png": 0, "cat/1.png": 10, "dog/3.png": 130, "dog/9.png": 190}
+    for part in parts:
+        for name in bad:
+            broken(folder / part / name)
+    dataset = load(f"imagefolder:{folder}", shapes=SHAPES, batch_size=2)
+    for _ in range(2):
+        for split, all_of_it in wanted.items():
+            assert values(dataset, split) == [pair for pair in all_of_it if pair[0] not in bad.values()]
+    total, count = 20 * len(parts), 4 * len(parts)
+    first = "cat/0.png" if len(parts) == 1 else "train/cat/0.png"
+    (said,) = dataset.remarks()
+    assert said.startswith(
+        f"{count} of {total} images could not be decoded and were left out: {first} (image file is truncated ("
+    )
+    assert said.endswith(f" and {count - 3} more")
+
+
+def test_the_first_image_to_calibrate_with_is_one_that_can_be_decoded(folder: Path) -> None:
+    for number in range(9):
+        broken(folder / "cat" / f"{number}.png")
+        broken(folder / "dog" / f"{number}.png")
+    for seed in range(3):
+        assert len(load(f"imagefolder:{folder}", shapes=SHAPES, calibration=1, seed=seed).first) == 1
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"no image", "no image"), (b"", "empty file")])
+def test_a_class_without_an_image_that_can_be_decoded_is_an_error(folder: Path, data: bytes, why: str) -> None:
+    for number in range(10):
+        (folder / "dog" / f"{number}.png").write_bytes(data)
+    said = (
+        rf"no image of the class 'dog' can be decoded: dog/0.png \({why}\), dog/1.png .*, dog/2.png .* and 7 more; each class"
+    )
+    with pytest.raises(DataError, match=said):
+        load(f"imagefolder:{folder}", shapes=SHAPES)
+
+
+def test_evaluation_images_that_all_cannot_be_decoded_are_an_error(folder: Path) -> None:
+    dataset = load(f"imagefolder:{folder}", shapes=SHAPES, calibration=1)
+    assert isinstance(dataset.evaluation, Indexed)
+    held = [pixel for pixel, _ in values(dataset, "evaluation")]
+    for pixel in held:
+        broken(folder / ("dog" if pixel >= 100 else "cat") / f"{pixel % 100 // 10}.png")
+    with pytest.raises(DataError, match=r"none of 4 samples can be read: .*; give more of them, or others"):
+        list(load(f"imagefolder:{folder}", shapes=SHAPES).evaluation)
+
+
+def test_images_that_vanish_while_they_are_read_end_the_run(folder: Path) -> None:
+    dataset = load(f"imagefolder:{folder}", shapes=SHAPES)
+    shutil.rmtree(folder / "cat")
+    with pytest.raises(
+        DataError, match=r"cat/\d.png cannot be read: No such file or directory; it was there when the run began"
+    ):
+        list(dataset.evaluation)
+
+
+def test_a_file_that_may_not_be_read_is_left_out_and_a_failing_disk_ends_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, number = Image.open, errno.EACCES
+
+    def refusing(path: Path, **options: object) -> Image.Image:
+        if path == folder / "cat" / "3.png":
+            raise OSError(number, os.strerror(number))
+        return real(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", refusing)
+    dataset = load(f"imagefolder:{folder}", shapes=SHAPES)
+    list(dataset.train or ()), list(dataset.evaluation)
+    assert dataset.remarks() == ["1 of 20 images could not be decoded and was left out: cat/3.png (permission denied)"]
+    number = errno.EIO
+    take = module._split(module._album(folder, folder, ["cat", "dog"]), SHAPES[0]).take
+    with pytest.raises(DataError, match=r"cat/3.png cannot be read: Input/output error"):
+        take(torch.tensor([3]))
+
+
+def test_links_are_followed_in_no_circle_and_to_nothing_are_told(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    image(elsewhere / "far.png", 55)
+    (folder / "cat" / "more").symlink_to(elsewhere)
+    (folder / "cat" / "up").symlink_to(folder)
+    (folder / "cat" / "self").symlink_to("self")
+    (folder / "cat" / "gone.png").symlink_to("nowhere.png")
+    (folder / "cat" / "a folder.png").mkdir()
+    os.mkfifo(folder / "cat" / "pipe.png")  # opening it would wait for ever
+    dataset = load(f"imagefolder:{folder}", shapes=SHAPES)
+    pixels = [pixel for split in ("train", "evaluation") for pixel, label in values(dataset, split) if label == 0]
+    assert dataset.remarks() == ["1 of 32 images could not be decoded and was left out: cat/gone.png (a link to nothing)"]
+    assert sorted(pixels) == sorted([*range(0, 100, 10), 55, *range(100, 200, 10)])
+
+
+def test_a_folder_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.iterdir
+
+    def refusing(path: Path) -> Iterator[Path]:
+        if path.name == "dog":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.raises(DataError, match="dog cannot be read: Permission denied"):
+        load(f"imagefolder:{folder}", shapes=SHAPES)
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (1, 1), (3, 2), (700, 2)])
+def test_images_of_any_size_and_proportions_are_brought_to_the_models(size: tuple[int, int], tmp_path: Path) -> None:
+    image(tmp_path / "a" / "1.png", 77, size=size)
+    dataset = load(f"imagefolder:{tmp_path}")
+    assert dataset.shapes == ((3, 224, 224),)
+    assert {pixel for pixel, _ in values(dataset, "evaluation")} == {77}
+    assert dataset.first.inputs[0][:, 0].unique().numel() == 1
+
+
+def test_extreme_proportions_give_the_same_but_for_a_level_or_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (900, 30, 3), dtype=np.uint8)
+    whole = np.array(module._centre(Image.fromarray(pixels), (64, 48))).astype(int)
+    monkeypatch.setattr(module, "MOST", 0)
+    cut = np.array(module._centre(Image.fromarray(pixels), (64, 48))).astype(int)
+    assert np.abs(whole - cut).max() <= 2  # Pillow takes the box in float32
 
 
 def test_folders_that_do_not_fit_are_told(tmp_path: Path) -> None:

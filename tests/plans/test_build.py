@@ -199,7 +199,7 @@ def test_only_float32_reals_have_codes() -> None:
     ("f", "name", "reason"),
     [
         (lambda s, x: s.a(x) + 1.5, "add", "one operand is a number, for which there is no grid"),
-        (lambda s, x: s.a(x) + torch.ones(3, 1, 1), "add", "one operand is a constant tensor, for which there is no grid"),
+        (lambda s, x: s.a(x) + torch.ones(8), "add", "one operand is a constant tensor, for which there is no grid"),
         (lambda s, x: F.conv2d(x, s.a(x)[:1, :, :3, :3]), "conv2d", "its weight is computed, not a constant"),
         (lambda s, x: torch.add(s.a(x), x, alpha=2), "add", "QLinearAdd has no alpha"),
         (lambda s, x: torch.tanh(s.a(x)), "tanh", "onnxruntime has no integer kernel for `tanh`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import html
 import json
 import math
 import re
@@ -245,6 +246,14 @@ def test_page_shows_every_name_reason_and_count(facts: Json) -> None:
     assert text.count('class="box ') == len(facts["layers"])
 
 
+def test_a_command_wraps_between_its_words_and_is_copied_as_it_is(facts: Json) -> None:
+    line = facts["commands"][0]["line"]
+    (code,) = (
+        code for code in re.findall("<code>(.*?)</code>", page(facts)) if html.unescape(re.sub("</?span>", "", code)) == line
+    )
+    assert re.findall("<span>(.*?)</span>", code) == [html.escape(word) for word in line.split(" ")]
+
+
 def hostile(content: Any, text: str, key: str = "") -> Any:
     """The same facts with every free text replaced."""
     if isinstance(content, str):
@@ -259,7 +268,7 @@ def hostile(content: Any, text: str, key: str = "") -> Any:
 
 @pytest.mark.parametrize("text", [HOSTILE, "javascript:alert(1)", "`<b>` & `'\"`", "{% raw %}", "\u202e\x00<svg onload=x>"])
 def test_no_text_of_a_stranger_becomes_markup(facts: Json, text: str) -> None:
-    mild = "`a` & `b`" if "`" in text else "mild"
+    mild = "`a` & `b`" if "`" in text else re.sub("[^ ]+", "mild", text)  # as many words: commands wrap between them
     clean, dirty = (structure(page(hostile(facts, t))) for t in (mild, text))
     assert dirty.tags == clean.tags
     free = ("aria-label", "content")

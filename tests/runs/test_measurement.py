@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,43 +12,42 @@ from torch import Tensor, nn
 
 from exactq.datasets.splits import in_memory
 from exactq.errors import DataError
-from exactq.fidelity import Outputs, Ratio
 from exactq.flow import prepare, quantize
 from exactq.metrics import ACCURACY, COSINE
-from exactq.runs.measurement import Budget, Evaluated, check_evaluation, evaluate, float_run, notes, plain, stored_weights, word
+from exactq.runs.measurement import Budget, check_evaluation, evaluate, float_run, notes, plain, stored_weights, word
 from exactq.talk import SILENT
-from exactq.verification import Compared, Verdict
 
 
-def verdict(mismatches: int = 0, elements: int = 10) -> Verdict:
-    return Verdict("r", "1", "i", 1, (Compared("x", elements, mismatches, mismatches),), (), ())
-
-
-def found(drop: float = 0.0, error: float = 0.0) -> Evaluated:
-    return Evaluated({"float": 1.0, "ptq": 1.0, "deployed": 1.0 - drop}, Outputs(Ratio(), 0, 0, error, 1))
+def facts(
+    coverage: float | None = 1.0, mismatches: int = 0, elements: int = 10, drop: float = 0.0, error: float | None = 0.0
+) -> dict[str, Any]:
+    return {
+        "coverage": coverage,
+        "values": {"float": 1.0, "emulated": 1.0, "deployed": 1.0 - drop},
+        "verify": {"elements": elements, "mismatches": mismatches},
+        "mean_error": error,
+    }
 
 
 @pytest.mark.parametrize(
-    ("coverage", "compared", "evaluated", "trained", "said"),
+    ("measured", "trained", "said"),
     [
-        (1.0, verdict(), found(), True, "ok"),
-        (None, verdict(), found(), True, "not_quantized"),
-        (0.0, verdict(1), found(), False, "not_quantized"),
-        (1.0, verdict(1), found(), False, "differs"),
-        (1.0, verdict(elements=0), found(), True, "differs"),
-        (1.0, verdict(), found(1.0), False, "untrained"),
-        (1.0, verdict(), found(0.25), True, "ok"),
-        (1.0, verdict(), found(0.26), True, "over_budget"),
-        (1.0, verdict(), found(-0.5), True, "ok"),
-        (1.0, verdict(), found(0.0, 0.5), True, "ok"),
-        (1.0, verdict(), found(0.0, 0.51), True, "over_budget"),
-        (1.0, verdict(), found(0.0, math.nan), True, "over_budget"),
+        (facts(), True, "ok"),
+        (facts(None), True, "not_quantized"),
+        (facts(0.0, mismatches=1), False, "not_quantized"),
+        (facts(mismatches=1), False, "differs"),
+        (facts(elements=0), True, "differs"),
+        (facts(drop=1.0), False, "untrained"),
+        (facts(drop=0.25), True, "ok"),
+        (facts(drop=0.26), True, "over_budget"),
+        (facts(drop=-0.5), True, "ok"),
+        (facts(error=0.5), True, "ok"),
+        (facts(error=0.51), True, "over_budget"),
+        (facts(error=None), True, "over_budget"),
     ],
 )
-def test_the_gravest_word_wins(
-    coverage: float | None, compared: Verdict, evaluated: Evaluated, *, trained: bool, said: str
-) -> None:
-    assert word(coverage, compared, evaluated, Budget(0.25, 0.5), trained=trained) == said
+def test_the_gravest_word_wins(measured: dict[str, Any], *, trained: bool, said: str) -> None:
+    assert word(measured, Budget(0.25, 0.5), trained=trained) == said
 
 
 def test_each_model_sees_each_batch_once() -> None:
@@ -61,13 +61,13 @@ def test_each_model_sees_each_batch_once() -> None:
 
         return run
 
-    models = {"float": counting("float", lambda x: x), "ptq": counting("ptq", lambda x: -x)}
+    models = {"float": counting("float", lambda x: x), "emulated": counting("emulated", lambda x: -x)}
     models["deployed"] = counting("deployed", lambda x: x.roll(1, 1))
     for metric, values in ((ACCURACY, (1.0, 0.0, 0.0)), (COSINE, (1.0, -1.0, 0.0))):
         calls.clear()
         seen = evaluate(metric, models, split, SILENT)
         assert tuple(seen.values.values()) == values
-        assert calls == {"float": 3, "ptq": 3, "deployed": 3}
+        assert calls == {"float": 3, "emulated": 3, "deployed": 3}
         assert (seen.outputs.agreement, seen.outputs.mean_error) == (0.0, 10 / 25)
 
 

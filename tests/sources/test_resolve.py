@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnx import save as save_onnx
 from safetensors.torch import save_file
 
 from exactq.errors import DataError, ModelError, UsageError
@@ -149,8 +151,18 @@ def test_a_factorys_model_takes_weights_too(file: str, tmp_path: Path) -> None:
         (":fails", {"data": "noise:1,3"}, ModelError, r"nets.py:fails` failed at .*nets.py:\d+: RuntimeError: no"),
         (":number", {"data": "noise:1,3"}, ModelError, "returned a int: the factory has to return an nn.Module"),
         (":spoiled", {"data": "noise:1,3"}, ModelError, r"`fc.weight` has a NaN \(channel 1, index \(1, 2\)\)"),
-        (":net", {"data": "noise:1,4"}, ModelError, r"nets.py:\d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
-        (":net", {"data": "noise:1,3;1,2;1,1"}, ModelError, "TypeError: .*takes from 2 to 3 positional arguments"),
+        (
+            ":net",
+            {"data": "noise:1,4"},
+            ModelError,
+            r"nets.py:net` does not take what `noise:1,4` gives, 1,4 \(float32, batch first\): .*:\d+: RuntimeError: mat1",
+        ),
+        (
+            ":net",
+            {"data": "noise:1,3;1,2;1,1"},
+            ModelError,
+            r"gives, 1,3;1,2;1,1 \(float32, batch first\): .*nets.py: TypeError: .*takes from 2 to 3 pos",
+        ),
         (":net", {"data": "noise:1,3", "input_shape": "1,5"}, DataError, "--input-shape says 1,5, and `noise:1,3` gives 1,3"),
         (
             ":net",
@@ -176,11 +188,11 @@ def test_what_is_wrong_with_a_users_model_is_told(
         (
             "simplecn",
             UsageError,
-            r"unknown model 'simplecn': did you mean 'simplecnn'\? Known: file.py:factory, mobilenetv2, .*, timm:NAME",
+            r"unknown model 'simplecn': did you mean 'simplecnn'\? Known: file.onnx, file.py:factory, mobile.*, timm:NAME",
         ),
         ("none.py:net", ModelError, "there is no file none.py"),
         ("nets/none.onnx", ModelError, r"there is no file nets/none.onnx. MODEL is one of simplecnn, .*, file.py:factory"),
-        ("hf:gpt2", UsageError, "unknown model 'hf:gpt2': .*Known: file.py:factory"),
+        ("hf:gpt2", UsageError, "unknown model 'hf:gpt2': .*Known: file.onnx, file.py:factory"),
         ("", UsageError, "unknown model ''"),
     ],
 )
@@ -190,11 +202,66 @@ def test_a_model_that_is_none_is_told(model: str, error: type[Exception], said: 
 
 
 def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"m.onnx \(.onnx\) is not taken as MODEL. MODEL is one of"):
-        resolve(str(tmp_path / "m.onnx"))
+    (tmp_path / "m.tflite").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"m.tflite \(.tflite\) is not taken as MODEL. MODEL is one of"):
+        resolve(str(tmp_path / "m.tflite"))
     with pytest.raises(ModelError, match=r"\(a folder\) is not taken as MODEL"):
         resolve(str(tmp_path))
+
+
+def onnx_file(path: Path, inputs: dict[str, list[Any]], *, axis: int = 1) -> str:
+    """A file that adds its inputs and takes the softmax."""
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in inputs.items()]
+    nodes = [helper.make_node("Add", [*inputs] * (2 // len(inputs)), ["s"])]
+    nodes.append(helper.make_node("Softmax", ["s"], ["y"], axis=axis))
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, next(iter(inputs.values())))]
+    graph = helper.make_graph(nodes, "net", infos, outputs)
+    save_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+def test_an_onnx_file_is_a_model_with_its_own_names_and_weights(tmp_path: Path) -> None:
+    file = onnx_file(tmp_path / "net.onnx", {"left": [1, 3], "right": [1, 3]})
+    np.savez(tmp_path / "a.npz", right=np.zeros((6, 3)), left=np.ones((6, 3)))
+    source = resolve(file, data=f"npz:{tmp_path / 'a.npz'}")
+    assert (source.label, source.origin, source.trained) == ("net", "net.onnx, opset 17", True)
+    assert source.input_names == ("left", "right")
+    assert [tuple(x.shape) for x in source.example] == [(2, 3), (2, 3)]
+    assert source.module(*source.example).tolist() == [[pytest.approx(1 / 3)] * 3] * 2
+
+
+def test_an_onnx_file_of_a_fixed_batch_gets_whole_batches_and_says_why(tmp_path: Path) -> None:
+    source = resolve(onnx_file(tmp_path / "net.onnx", {"x": [4, 3]}, axis=0), data="noise:1,3", calibration=10)
+    assert source.origin == "net.onnx, opset 17, only batches of 4: `y` (aten.softmax) works across the samples"
+    assert [len(b) for b in source.dataset.calibration] == [4, 4]
+    assert source.example[0].shape == (4, 3)
+
+
+def test_an_onnx_file_takes_sizes_that_it_leaves_free_from_the_data(tmp_path: Path) -> None:
+    file = onnx_file(tmp_path / "net.onnx", {"x": ["N", 3, "h", "w"]})
+    assert resolve(file, data="noise:1,3,5,7").example[0].shape == (2, 3, 5, 7)
+    assert resolve(file, input_shape="1,3,4,4", random_weights=True).trained is False
+    fixed = onnx_file(tmp_path / "fixed.onnx", {"x": ["N", 3, 6, 6]})
+    assert resolve(fixed, random_weights=True).dataset.name == "noise:1,3,6,6"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (
+            {},
+            UsageError,
+            "net.onnx` needs data: --data imagefolder:DIR, npz:FILE or file.py:factory; for speed and size alone --r",
+        ),
+        ({"random_weights": True}, UsageError, "net.onnx` leaves its inputs' sizes free: --input-shape 1,3,32,32"),
+        ({"weights": "w.pt", "data": "noise:1,3,4,4"}, UsageError, "net.onnx holds its own weights: leave --weights out"),
+        ({"data": "noise:1,3"}, DataError, "the input `x` has 4 dimensions, the data 2"),
+        ({"data": "noise:1,3,4,4;1,3"}, DataError, r"net.onnx takes 1 inputs \(x\), and 2 are given"),
+    ],
+)
+def test_what_an_onnx_file_lacks_is_told(tmp_path: Path, options: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        resolve(onnx_file(tmp_path / "net.onnx", {"x": ["N", 3, "h", "w"]}), **options)
 
 
 def test_options_that_exclude_each_other_or_lack_data_are_told(tmp_path: Path) -> None:

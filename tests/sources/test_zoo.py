@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
+import socket
+import struct
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from exactq.errors import ModelError, UsageError
@@ -119,6 +126,102 @@ def test_what_cannot_be_had_is_told(spec: str, error: type[Exception], said: str
         zoo.from_zoo(spec, pretrained="trained weights" in said)
 
 
+class Server:
+    """Says that it sends all of `body`, and closes the connection after half of it; `reset` tears it down."""
+
+    def __init__(self, body: bytes, *, reset: int) -> None:
+        self.body, self.reset = body, reset
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/w.pth"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        with suppress(OSError):  # closed at the end of the test
+            while True:
+                client, _ = self.socket.accept()
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.body))
+                client.sendall(self.body[: len(self.body) // 2])
+                if self.reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", self.reset, 0))
+                client.close()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "hub" / "checkpoints"
+
+
+def downloading(url: str, **options: Any) -> Callable[..., Any]:
+    """How a library makes its model with trained weights: through torch's own download."""
+
+    def make(name: str, **_: Any) -> Any:
+        return torch.hub.load_state_dict_from_url(url, weights_only=True, progress=False, **options)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("reset", "options", "said"),
+    [
+        (0, {}, r"came damaged or incomplete \(\w+: .*\) and are removed again: run it again$"),
+        (0, {"check_hash": True, "file_name": "w-12345678.pth"}, "nor to be downloaded: invalid hash value"),
+        (1, {}, "neither in timm's cache nor to be downloaded: .*Connection reset"),
+    ],
+    ids=["short", "hash", "reset"],
+)
+def test_a_download_that_breaks_off_leaves_nothing_that_the_next_run_would_trust(
+    reset: int,
+    options: dict[str, Any],
+    said: str,
+    libraries: dict[str, Any],
+    checkpoints: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = io.BytesIO()
+    torch.save({"weight": torch.randn(20_000)}, whole)
+    server = Server(whole.getvalue(), reset=reset)
+    monkeypatch.setattr(sys.modules["timm"], "create_model", downloading(server.url, **options))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=said) as raised:
+            zoo.from_zoo("timm:tiny", pretrained=True)
+        assert "\n" not in str(raised.value)
+        assert list(checkpoints.iterdir()) == []
+    server.socket.close()
+    assert capsys.readouterr().out == ""  # torch announces a download on stdout, where results go
+
+
+def test_a_damaged_file_that_was_there_before_is_named_and_stays(
+    libraries: dict[str, Any], checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "w.pth").write_bytes(b"half")
+    monkeypatch.setattr(sys.modules["timm"], "create_model", downloading("http://127.0.0.1:9/w.pth"))
+    with pytest.raises(ModelError, match=r"in .*w\.pth cannot be read \(\w+: .*\): delete that file$"):
+        zoo.from_zoo("timm:tiny", pretrained=True)
+    assert (checkpoints / "w.pth").read_bytes() == b"half"
+
+
+def test_a_damaged_file_of_the_hubs_cache_is_named_and_stays(
+    libraries: dict[str, Any], checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"half")
+
+    def load_state_dict_from_hf(name: str, **_: Any) -> Any:  # as timm's
+        cached_safe_file = str(file)
+        return load_file(cached_safe_file)
+
+    monkeypatch.setattr(sys.modules["timm"], "create_model", load_state_dict_from_hf)
+    with pytest.raises(ModelError, match=r"in .*model\.safetensors cannot be read \(Safe\w+: .*\): delete that file$"):
+        zoo.from_zoo("timm:tiny", pretrained=True)
+    assert file.exists()
+
+
 @pytest.mark.parametrize("package", zoo.ZOOS)
 def test_a_library_that_is_not_installed_is_told_with_what_to_install(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -182,6 +285,12 @@ def test_the_librarys_own_weights_are_trained_ones(libraries: dict[str, Any]) ->
     assert (source.trained, source.origin) == (True, "the trained weights of torchvision:five")
 
 
+def test_random_weights_have_as_many_classes_as_the_data(libraries: dict[str, Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.random.default_rng(0).normal(size=(8, 3, 6, 6)), labels=np.arange(8) % 4)
+    source = resolve("timm:tiny", random_weights=True, data=f"npz:{tmp_path / 'a.npz'}")
+    assert source.module(*source.example).shape == (2, 4)
+
+
 @pytest.mark.parametrize("classes", [7, 1000])
 def test_weights_from_a_file_bring_their_number_of_classes(classes: int, libraries: dict[str, Any], tmp_path: Path) -> None:
     given = Net(classes)
@@ -194,5 +303,6 @@ def test_weights_from_a_file_bring_their_number_of_classes(classes: int, librari
 def test_a_library_without_data_or_with_images_of_another_size_is_told(libraries: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"`timm:tiny` needs data: --data imagefolder:DIR, npz:FILE or file.py:factory"):
         resolve("timm:tiny")
-    with pytest.raises(ModelError, match=r"`timm:tiny` does not take 1,3,9,9: Input \(9\) is not .*\. Its own is 1,3,6,6"):
+    said = r"does not take what .* gives, 1,3,9,9 \(float32, batch first\): .*: Input \(9\) is not .*\. Its own is 1,3,6,6"
+    with pytest.raises(ModelError, match=said):
         resolve("timm:tiny", random_weights=True, input_shape="1,3,9,9")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,6 +65,16 @@ def test_an_epoch_goes_on_where_it_was_left(split: Split) -> None:
         rest = [batch.inputs[0] for batch in epoch_of(split, 2, size=4, seed=1, skip=skip)]
         assert len(rest) == 5 - skip
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[skip:], strict=True))
+
+
+def test_a_batch_that_cannot_be_read_keeps_its_place_in_the_epoch() -> None:
+    whole = in_memory((NUMBERS,))
+    assert isinstance(whole, Indexed)
+    damaged = replace(whole, take=lambda indices: None if 7 in indices else whole.take(indices))
+    for skip in range(6):
+        wanted = list(epoch_of(whole, 2, size=4, seed=1, skip=skip))
+        found = list(epoch_of(damaged, 2, size=4, seed=1, skip=skip))
+        assert [batch is None for batch in found] == [batch is not None and 7 in batch.inputs[0] for batch in wanted]
 
 
 def test_each_epoch_of_indexed_data_has_an_order_of_its_own() -> None:

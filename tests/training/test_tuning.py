@@ -17,7 +17,7 @@ from tests.training import models
 from torch import Tensor, nn
 
 from exactq import flow
-from exactq.datasets.splits import Batch, Streamed
+from exactq.datasets.splits import Batch, Indexed, Streamed
 from exactq.errors import DataError, ModelError, UsageError
 from exactq.metrics import ACCURACY, Run, measure
 from exactq.numerics.formats import INT3, INT4, INT8
@@ -80,6 +80,21 @@ def test_the_runtime_gives_the_integers_that_are_predicted(fmt: Any, observer: s
     assert verdict.elements > 5000
     flow.load(made.save(tmp_path / "folder"))
     assert made.export(tmp_path / "model.onnx").stat().st_size > 1000
+
+
+def test_samples_that_cannot_be_read_are_trained_without(start: Quantized) -> None:
+    whole = models.images()
+    assert isinstance(whole, Indexed)
+
+    def take(indices: Tensor) -> Batch | None:
+        left = indices[indices != 5]
+        return whole.take(left) if len(left) else None
+
+    damaged = replace(whole, take=take)
+    found = tune(start, damaged, course=replace(SHORT, batch=1, epochs=1, held_out=0.0), evaluate=lambda run: 0.0)
+    assert len(found.history) == 2
+    with pytest.raises(DataError, match="none of the training data can be read: give other data"):
+        tune(start, replace(whole, take=lambda indices: None), course=replace(SHORT, held_out=0.0), evaluate=lambda run: 0.0)
 
 
 def test_the_training_did_not_touch_what_it_started_from(start: Quantized) -> None:

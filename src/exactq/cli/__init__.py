@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import typer
 
+from exactq.cli.bench import bench
+from exactq.cli.explain import explain
 from exactq.cli.export import export
 from exactq.cli.plan import plan
 from exactq.cli.quantize import quantize
@@ -23,9 +25,9 @@ from exactq.cli.report import report
 from exactq.cli.run import run
 from exactq.cli.targets import targets
 from exactq.cli.verify import verify
-from exactq.errors import ExactqError
+from exactq.errors import ExactqError, Stopped
 
-VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, report, targets)
+VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, bench, report, targets)
 
 NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
 """The exit codes besides 0."""
@@ -89,18 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except _Terminated:
         sys.exit(128 + signal.SIGTERM)
-    except (KeyboardInterrupt, typer.Abort):
-        _end("interrupted; nothing was left behind", INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _end(_with_notes("interrupted", error, "nothing was left behind"), INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
         sys.exit(128 + signal.SIGPIPE)
     except _Misuse as error:
         _misuse(error)
+    except Stopped as error:
+        _end(_with_notes(str(error), error), NO)
     except ExactqError as error:
-        _end(str(error), MISUSE)
+        _end(_with_notes(str(error), error), MISUSE)
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        _end(f"{error.strerror or error}{place}; what was begun is removed again", MISUSE)
+        _end(_with_notes(f"{error.strerror or error}{place}", error, "what was begun is removed again"), MISUSE)
     except MemoryError as error:
         _end(f"out of memory ({error or 'asked for too much'}): use a smaller model, batch or input shape", MISUSE)
     except Exception as error:
@@ -140,6 +144,11 @@ def _misuse(error: Any) -> NoReturn:
             message = f"no such option {name}: {guess}"
     help_of = f"{context.command_path} --help" if context is not None else "exactq --help"
     _end(f"{message.strip().rstrip('.')}{'' if message.strip().endswith('?') else ';'} see `{help_of}`", MISUSE)
+
+
+def _with_notes(message: str, error: BaseException, otherwise: str = "") -> str:
+    """The message and what was noted on the way up, such as what is kept; `otherwise` where nothing was."""
+    return "; ".join(part for part in (message, *(getattr(error, "__notes__", None) or (otherwise,))) if part)
 
 
 def _end(message: str, code: int) -> NoReturn:

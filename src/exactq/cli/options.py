@@ -23,6 +23,11 @@ def whole(flag: str) -> Callable[[str], int]:
     return read
 
 
+def wholes(flag: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of `flag`, separated by commas; raises `UsageError` for text that is none."""
+    return tuple(map(whole(flag), text.split(",")))
+
+
 def number(flag: str) -> Callable[[str], float]:
     """What reads the number of `flag`, or says which text is none."""
 
@@ -44,12 +49,11 @@ def writable(path: Path) -> Path:
     return path
 
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, timm:NAME or torchvision:NAME."
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL", help="A built-in (simplecnn, resnet20, …), file.py:factory, file.onnx, timm:NAME or torchvision:NAME."
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Trained weights: safetensors, or a torch checkpoint, of which only tensors are read."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from exactq.cli.options import (
     Data,
     InputShape,
     Json,
-    Model,
+    OptionalModel,
     Out,
     PlanFile,
     RandomWeights,
@@ -23,6 +22,7 @@ from exactq.cli.options import (
     Trust,
     Weights,
     number,
+    whole,
 )
 
 NO = ("over_budget", "differs", "not_quantized")
@@ -30,7 +30,7 @@ NO = ("over_budget", "differs", "not_quantized")
 
 
 def run(
-    model: Model,
+    model: OptionalModel = None,
     *,
     weights: Weights = None,
     data: Data = None,
@@ -50,6 +50,18 @@ def run(
             metavar="X", parser=number("--max-error"), help="Budget for the mean absolute output error; none without."
         ),
     ] = None,
+    train: Annotated[
+        str, typer.Option(metavar="WHEN", help="Fine-tune: auto (where the budget is exceeded), never or always.")
+    ] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole("--epochs"), help="How many epochs at most; by the data without.")
+    ] = None,
+    train_samples: Annotated[
+        int, typer.Option(metavar="N", parser=whole("--train-samples"), help="How many samples to fine-tune on, at most.")
+    ] = 8192,
+    objective: Annotated[
+        str | None, typer.Option(metavar="O", help="What to fine-tune towards: distillation, matching or labels.")
+    ] = None,
     input_shape: InputShape = None,
     calibration: Calibration = 512,
     seed: Seed = 0,
@@ -62,20 +74,31 @@ def run(
 ) -> None:
     """Take MODEL through every stage to a verified artifact.
 
-    The stages: capture, optimise, plan, calibrate, quantize, export, verify, measure. In a terminal it shows the plan and asks
-    before it goes on. Exit code 1 if the verdict is over_budget, differs or not_quantized.
+    The stages: trace, analyse, optimise, plan, calibrate, quantize, verify, measure, fine-tune where the accuracy budget is
+    exceeded, export, report. In a terminal it asks before each, and ends with the one command that does the same. A run that
+    was killed goes on where it was when it is asked for again. Exit code 1 if the verdict is over_budget, differs or
+    not_quantized, or if you stopped it.
     """
     from exactq import runs
     from exactq.cli.talking import job, print_json, print_lines, talk
+    from exactq.errors import UsageError
+    from exactq.runs.preparation import CHANGES, GRAPHS, PLAN, VALUES
 
     asking = not (yes or as_json) and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
-    every = ("what the optimisation did", "graph before and after", "plan", "every value")
-    speak = talk(tables=every if verbose else ("plan",) if asking else ())
+    if model is None:
+        if not asking:
+            raise UsageError("no MODEL is given: name one, like `exactq run simplecnn`; see `exactq run --help`")
+        model = asked_for_model()
+    every = (CHANGES, GRAPHS, PLAN, VALUES)
+    speak = talk(tables=every if verbose else (CHANGES, PLAN) if asking else (), asking=asking)
     with job():
         facts = runs.run(
             model,
             talk=speak,
-            confirm=_confirm if asking else (lambda question: True),
+            train=train,
+            epochs=epochs,
+            train_samples=train_samples,
+            objective=objective,
             weights=weights,
             data=data,
             target=target,
@@ -96,22 +119,29 @@ def run(
     else:
         print_lines(told(facts))
     if asking:
-        speak.say(f"again      {shlex.join(['exactq', *sys.argv[1:], '--yes'])}")
+        speak.say(f"again      {facts['command']}")
     if facts["verdict"] in NO:
         raise typer.Exit(1)
 
 
-def _confirm(question: str) -> bool:
-    """Whether the user agrees; who does not is told how to change the plan, and the answer is no."""
-    if typer.confirm(question, default=True, err=True):
-        return True
-    typer.echo("Nothing was written. To change the plan: `exactq plan`, edit plan.yaml, `exactq run --plan`.", err=True)
-    raise typer.Exit(1)
+def asked_for_model() -> str:
+    """The model that somebody on a terminal names."""
+    from exactq.cli.talking import ask
+    from exactq.models.catalog import MODELS, model_named
+    from exactq.talk import Question
+
+    text = f"Which model? {', '.join(MODELS)}, file.py:factory, timm:NAME, torchvision:NAME"
+    return ask(Question("model", text, "simplecnn", check=lambda name: name in MODELS or ":" in name or model_named(name)))
+
+
+STAGES = {"float": "float", "ptq": "quantized", "qat": "fine-tuned", "deployed": "deployed"}
+"""What the models of a run are called."""
 
 
 def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts of a run as a person reads them, the verdict first: labels and sentences."""
     from exactq.cli.talking import LABEL
+    from exactq.reports import fine_tuning
 
     metric, size, time, found = facts["metric"], facts["size"], facts["latency"], facts["verify"]
     coverage = "no multiply-accumulates" if facts["coverage"] is None else f"{facts['coverage']:.1%} of multiply-accumulates"
@@ -125,9 +155,12 @@ def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     differ = "" if found["mismatches"] == 0 else f", off by up to {found['max_lsb']}"
     equal = f"{found['elements'] - found['mismatches']:,} of {found['elements']:,} integers equal on {found['inputs']} inputs"
     speed = f"{time['float_ms']:.3f} ms float, {time['artifact_ms']:.3f} ms quantized: {time['ratio']:.2f}×"
+    stages = ("float", "ptq", "qat", "deployed")
+    figures = ", ".join(f"{STAGES[key]} {metric[key]:.4f}" for key in stages if metric.get(key) is not None)
     return [
         ("verdict", facts["verdict"]),
-        (name, f"{said}float {metric['float']:.4f}, emulated {metric['ptq']:.4f}, deployed {metric['deployed']:.4f}"),
+        (name, f"{said}{figures}"),
+        *([("training", fine_tuning(metric, facts["training"]))] if facts.get("training") else []),
         ("integers", coverage),
         ("verified", f"{equal}{differ} ({found['runtime']} {found['version']}, {found['isa']})"),
         *(("unverified", text) for text in found["unverified"]),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import IO, Any
 
 import typer
 
-from exactq.talk import Advance, Talk
+from exactq.errors import UsageError
+from exactq.talk import SILENT, Advance, Question, Talk
 
 LABEL = 11
 """How wide the labels of sentences are: `verdict    ok`."""
+
+WIDE = 60
+"""Terminals of fewer columns have figures in place of bars."""
 
 COLOURS = {"ok": "bold green", "untrained": "bold yellow"}
 """How verdicts look; every other one is red."""
@@ -26,8 +30,11 @@ def job() -> Iterator[None]:
         yield
 
 
-def talk(*, tables: Sequence[str] = ()) -> Talk:
-    """What a verb hands to the job; bars only where stderr is a terminal, of tables those with these headings."""
+def talk(*, tables: Sequence[str] = (), asking: bool = False) -> Talk:
+    """What a verb hands to the job; bars only where stderr is a terminal, questions only where `asking`.
+
+    `tables` are the headings of the tables that are shown without being asked for.
+    """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,31 +43,77 @@ def talk(*, tables: Sequence[str] = ()) -> Talk:
         print_lines([(text[:LABEL].strip(), text[LABEL:])], sys.stderr)
 
     def show(heading: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-        if heading in tables and rows:
-            print_table(heading, columns, rows, sys.stderr)
+        print_table(heading, columns, rows, sys.stderr)
+
+    options: dict[str, Any] = {"ask": ask} if asking else {}
+    return Talk(say, show, _bars(console) if console.is_terminal else SILENT.track, tables=frozenset(tables), **options)
+
+
+def _bars(console: Any) -> Callable[[str, int | None], AbstractContextManager[Advance]]:
+    """What tracks jobs by bars: what, how far, what was found, and the time left. A job within another has a second bar."""
+    from rich.progress import BarColumn, Progress, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    def time(task: Task) -> str:
+        """The time left; the time gone of a job of unknown length."""
+        seconds = task.elapsed if task.total is None else task.time_remaining
+        return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02}{'' if task.total is None else ' left'}"
+
+    class Time(TextColumn):
+        def render(self, task: Task) -> Text:
+            """The time as text."""
+            return Text(time(task))
+
+    name = TextColumn("{task.description:<10}", table_column=Column(no_wrap=True))
+    found = TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    left = Time("", table_column=Column(no_wrap=True))
+    columns = (name, BarColumn(bar_width=20), found, left) if console.width >= WIDE else (name, found, left)
+    open_bars: list[Progress] = []
 
     @contextmanager
     def track(what: str, total: int | None) -> Iterator[Advance]:
-        if not console.is_terminal:
-            yield lambda size: None
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        outer = bool(open_bars)
+        shown = open_bars[0] if outer else Progress(*columns, console=console, transient=True)
+        if not outer:
+            open_bars.append(shown)
+            shown.start()
+        task, done = shown.add_task(what, total=total, said=""), 0
 
-        known = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-        counted = known if total is not None else (SpinnerColumn("line"), TimeElapsedColumn())
-        with Progress(TextColumn("{task.description:<10}"), *counted, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda size: bar.advance(task, size)
+        def advance(size: int, said: str = "") -> None:
+            nonlocal done
+            done += size
+            count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+            shown.update(task, advance=size, said=f"{count} {said}".rstrip())
 
-    return Talk(say, show, track)
+        try:
+            yield advance
+        finally:
+            shown.remove_task(task)
+            if not outer:
+                shown.stop()
+                open_bars.clear()
+
+    return track
+
+
+def ask(question: Question) -> str:
+    """The answer typed on the terminal, or the default for an empty line; a wrong one is told and asked for again."""
+    print_lines([(question.step, question.text)], sys.stderr)
+    if question.choices:
+        print_lines([("", f"{key}  {what}") for key, what in question.choices.items()], sys.stderr)
+    while True:
+        answer = typer.prompt(f"{'':<{LABEL}}", default=question.default, err=True, prompt_suffix="").strip()
+        answer = answer.lower() if question.choices else answer
+        if question.choices and answer not in question.choices:
+            print_lines([("", f"'{answer}' is no answer: {', '.join(question.choices)}")], sys.stderr)
+            continue
+        try:
+            question.check(answer)
+        except UsageError as error:
+            print_lines([("", str(error))], sys.stderr)
+            continue
+        return answer
 
 
 def print_lines(lines: Sequence[tuple[str, str]], stream: IO[str] | None = None) -> None:

@@ -38,7 +38,9 @@ def npz(place: str, *, calibration: int, seed: int, inputs: tuple[str, ...] | No
     half = max(1, whole.samples // 2)
     seen = whole.first(half)
     held = replace(whole, order=whole.order[half:] if half < whole.samples else whole.order)
-    return Dataset(f"npz:{place}", seen.first(calibration), held, None if labels is None else seen, _classes(labels))
+    return Dataset(
+        f"npz:{place}", seen.first(calibration), held, None if labels is None else seen, _classes(labels), at_least=True
+    )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -53,9 +55,17 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             with file:
                 return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        if "allow_pickle" in str(e) or "Object arrays" in str(e):
+        if "Object arrays" in str(e) or ("allow_pickle" in str(e) and _is_pickle(path)):
             raise DataError(f"{path} holds pickled objects, which can carry code: refused, nothing was run") from e
+        if "allow_pickle" in str(e):  # what numpy says of any file that is neither an archive nor an array
+            raise DataError(f"{path} is no .npz file: it is damaged, or of another kind") from e
         raise DataError(f"{path} cannot be read as .npz: {e}") from e
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do, those of the oldest kind apart, which are text."""
+    with path.open("rb") as stream:
+        return stream.read(1) == b"\x80"
 
 
 def _order(place: str, arrays: Mapping[str, object], inputs: tuple[str, ...] | None) -> list[str]:

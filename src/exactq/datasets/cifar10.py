@@ -7,7 +7,6 @@ github.com/akamaster/pytorch_resnet_cifar10 expect.
 
 from __future__ import annotations
 
-import io
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from exactq.datasets.cifarbatches import FOLDERS, batch_files, read_batches
+from exactq.datasets.images import decoded
+from exactq.datasets.leftout import LeftOut, Samples, UnreadableError
 from exactq.datasets.splits import Batch, Dataset, Indexed
 from exactq.errors import DataError
 
@@ -31,7 +32,8 @@ def cifar10(place: str | None = None, *, calibration: int, seed: int) -> Dataset
     The files are looked for in `place`, else in `$EXACTQ_DATA/cifar10`, and there also in the folder that the authors'
     archive unpacks to (`cifar-10-batches-py`), which is where torchvision has them. Inputs float32 (n, 3, 32, 32), labels
     int64 (n,). Images of parquet files are decoded when first asked for and kept, so calibrating decodes no more than it
-    needs. Raises `DataError` for files that are missing, truncated, or of another schema, and for images that cannot be read.
+    needs; one that cannot be decoded is left out. Raises `DataError` for files that are missing, truncated, or of another
+    schema, for images of another size, and where no image of a class can be decoded.
     """
     folder = _folder(place)
     original = None if (folder / FILES["train"]).is_file() else batch_files(folder)
@@ -39,7 +41,7 @@ def cifar10(place: str | None = None, *, calibration: int, seed: int) -> Dataset
         train, test = (_of_batches(original[part], tuple(_stamp(file) for file in original[part])) for part in FILES)
     else:
         train, test = (_of_parquet(file, _stamp(file)) for file in (_present(folder, name) for name in FILES.values()))
-    return Dataset("cifar10", train.shuffled(seed).first(calibration), test, train, classes=10)
+    return Dataset("cifar10", train.shuffled(seed).from_readable().first(calibration), test, train, classes=10)
 
 
 def _folder(place: str | None) -> Path:
@@ -77,9 +79,20 @@ def _of_batches(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) ->
     return Indexed(lambda indices: _normalised(pixels[indices], labels[indices]), torch.arange(len(pixels)))
 
 
-@lru_cache(maxsize=4)
 def _of_parquet(path: Path, stamp: tuple[int, int]) -> Indexed:
     """All images of one parquet file, in its order, decoded when they are first asked for."""
+    images, left_out = _images(path, stamp), LeftOut()
+
+    def take(indices: Tensor) -> Batch | None:
+        found = images.those_readable(indices, left_out)
+        return None if found is None else _normalised(*found)
+
+    return Indexed(take, torch.arange(len(images.labels)), left_out=left_out)
+
+
+@lru_cache(maxsize=4)
+def _images(path: Path, stamp: tuple[int, int]) -> Samples:
+    """The images of one parquet file, uint8 (32, 32, 3) each; those that were decoded are kept."""
     import pyarrow
     from pyarrow import parquet
 
@@ -93,15 +106,16 @@ def _of_parquet(path: Path, stamp: tuple[int, int]) -> Indexed:
         raise DataError(f"{path} holds no image")
     _check_labels(labels, path)
     pixels = torch.empty(len(encoded), 32, 32, 3, dtype=torch.uint8)
+    done: set[int] = set()
 
-    def take(indices: Tensor) -> Batch:
-        for index in indices.tolist():
-            if encoded[index] is not None:
-                pixels[index] = _decode(encoded[index], f"{path}: image {index}")
-                encoded[index] = None  # decoded: the pixels stand in its place
-        return _normalised(pixels[indices], labels[indices])
+    def read(index: int) -> Tensor:
+        if index not in done:
+            pixels[index] = _decode(encoded[index], f"{path}: image {index}")
+            done.add(index)
+            encoded[index] = None  # the pixels stand in its place
+        return pixels[index]
 
-    return Indexed(take, torch.arange(len(encoded)))
+    return Samples(read, lambda index: f"{path.name}: image {index}", labels, [str(label) for label in range(10)])
 
 
 def _check_labels(labels: Tensor, path: Path) -> None:
@@ -118,18 +132,14 @@ def _normalised(pixels: Tensor, labels: Tensor) -> Batch:
     return Batch(((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std,), labels)
 
 
-def _decode(data: bytes, what: str) -> Tensor:
-    """The pixels of an image file, uint8 (32, 32, 3). Raises `DataError`."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise DataError(f"{what} cannot be decoded: {_first_line(e)}") from e
-    if pixels.shape != (32, 32, 3):
-        raise DataError(f"{what} is {pixels.shape[1]}×{pixels.shape[0]}: CIFAR-10 has 32×32")
-    return torch.from_numpy(pixels)
+def _decode(data: bytes | None, what: str) -> Tensor:
+    """The pixels of an image file, uint8 (32, 32, 3). Raises `UnreadableError`, and `DataError` for another size."""
+    if data is None:
+        raise UnreadableError("no bytes")
+    image = decoded(data, "RGB")
+    if image.size != (32, 32):
+        raise DataError(f"{what} is {image.width}×{image.height}: CIFAR-10 has 32×32; imagefolder:DIR brings images to a size")
+    return torch.from_numpy(np.array(image))
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exactq.datasets.leftout import LeftOut, listed, remarks
 from exactq.errors import DataError, UsageError
 
 BATCH_SIZE = 64
@@ -44,12 +45,14 @@ class Batch:
 class Indexed:
     """Samples fetched by index: `take(indices)` gives their batch; `order` int64 (n,) says which, in batches of `size`.
 
-    Going through it again gives the same batches again; `shuffled` gives another order.
+    Going through it again gives the same batches again; `shuffled` gives another order. `take` leaves out samples that cannot
+    be read, gives None where it can read none of them, and notes them in `left_out`.
     """
 
-    take: Callable[[Tensor], Batch]
+    take: Callable[[Tensor], Batch | None]
     order: Tensor
     size: int = BATCH_SIZE
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __post_init__(self) -> None:
         if self.order.dtype != torch.int64 or self.order.dim() != 1 or self.order.numel() == 0:
@@ -58,17 +61,35 @@ class Indexed:
             raise UsageError(f"a batch size of {self.size} is none: 1 or more")
 
     def __iter__(self) -> Iterator[Batch]:
+        """The batches. Raises `DataError` at the end where no sample at all could be read."""
+        empty = True
+        for batch in self.places():
+            if batch is not None:
+                empty = False
+                yield batch
+        if empty:
+            bad = [self.left_out.found[index] for index in self.order.tolist() if index in self.left_out.found]
+            raise DataError(f"none of {self.samples:,} samples can be read: {listed(bad)}; give more of them, or others")
+
+    def places(self) -> Iterator[Batch | None]:
+        """What became of each `size` samples: their batch, or None where none of them can be read."""
         return (self.take(self.order[start : start + self.size]) for start in range(0, self.samples, self.size))
 
     @property
     def samples(self) -> int:
-        """The number of samples."""
+        """The number of samples, those that cannot be read among them."""
         return self.order.numel()
 
     def first(self, samples: int) -> Indexed:
         """The first `samples` samples, or all where there are fewer. Raises `UsageError` for less than one."""
         _at_least_one(samples)
         return replace(self, order=self.order[:samples])
+
+    def from_readable(self) -> Indexed:
+        """The same samples from the first on that can be read, so that the first ones are never none."""
+        lone = self.sized(1)
+        start = next((place for place, batch in enumerate(lone.places()) if batch is not None), None)
+        return self if start is None else replace(self, order=self.order[start:])
 
     def shuffled(self, seed: int) -> Indexed:
         """The same samples in the order that `seed` gives."""
@@ -112,13 +133,17 @@ Split = Indexed | Streamed
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What a model is calibrated and evaluated on, and trained where `train` is there; `classes` None where nobody says."""
+    """What a model is calibrated and evaluated on, and trained where `train` is there; `classes` None where nobody says.
+
+    `at_least` says that there may be more classes than the labels show.
+    """
 
     name: str
     calibration: Split
     evaluation: Split
     train: Split | None = None
     classes: int | None = None
+    at_least: bool = False
     first: Batch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +155,12 @@ class Dataset:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Each input's shape, without the batch."""
         return tuple(tuple(x.shape[1:]) for x in self.first.inputs)
+
+    def remarks(self) -> list[str]:
+        """What is to be said about the data so far as it was read, in sentences: which samples had to be left out."""
+        splits = (self.calibration, self.evaluation, self.train)
+        found = {id(split.left_out): split.left_out for split in splits if isinstance(split, Indexed)}
+        return remarks(found.values())
 
 
 def in_memory(inputs: tuple[Tensor, ...], labels: Tensor | None = None) -> Indexed:

@@ -44,8 +44,7 @@ def bind(graph: Graph, node: fx.Node, free: Collection[str] = ()) -> tuple[Calla
     """A call as a function of its non-constant inputs and the constants in `free` alone, and their value names in order."""
     reads = tuple(n for n in node.all_input_nodes if n.op != "get_attr" or graph.name(n) in free)
     constants = {n: constant(graph.module, n) for n in node.all_input_nodes if n not in reads}
-    # A value is its elements, not their order in memory: channels-last batches pass where `view` would refuse their strides.
-    target: Any = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+    target = _target(node)
 
     def run(*values: Any) -> Any:
         env = constants | dict(zip(reads, values, strict=True))
@@ -54,6 +53,11 @@ def bind(graph: Graph, node: fx.Node, free: Collection[str] = ()) -> tuple[Calla
         return target(*args, **kwargs)
 
     return run, tuple(graph.name(n) for n in reads)
+
+
+def _target(node: fx.Node) -> Any:
+    """What a call runs: a value is its elements, not their order in memory, so `view` never refuses strides."""
+    return torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
 
 
 def example_inputs(graph: Graph, batch: int = 1, seed: int = 0) -> tuple[Tensor, ...]:
@@ -87,7 +91,7 @@ def fake_values(graph: Graph, batch: int = 1) -> dict[str, Tensor]:
         for node, spec in zip(places, graph.inputs, strict=True):
             found[node] = torch.empty((batch, *spec.shape[1:]) if spec.batch else spec.shape, dtype=spec.dtype)
         for node in graph.calls:
-            target: Any = node.target
+            target = _target(node)
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
             try:
                 found[node] = target(*args, **kwargs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +173,7 @@ def _fingerprint(dataset: Dataset) -> str:
     samples = dataset.train.samples if isinstance(dataset.train, Indexed) else -1
     parts = {f"input {position}": x for position, x in enumerate(dataset.first.inputs)}
     parts |= {"labels": dataset.first.labels} if dataset.first.labels is not None else {}
-    return f"{samples} {_digest(parts)}"
+    return f"{samples} {cache.digest(parts)}"
 
 
 def _keep(net: nn.Module, path: Path) -> None:
@@ -182,7 +181,7 @@ def _keep(net: nn.Module, path: Path) -> None:
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    store.write(path, save(tensors, {"digest": _digest(tensors)}))
+    store.write(path, save(tensors, {"digest": cache.digest(tensors)}))
 
 
 def _read_into(net: nn.Module, path: Path) -> bool:
@@ -196,16 +195,7 @@ def _read_into(net: nn.Module, path: Path) -> bool:
     except (OSError, SafetensorError):
         return False
     wanted = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    if digest != _digest(tensors) or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
+    if digest != cache.digest(tensors) or {name: tensor.shape for name, tensor in tensors.items()} != wanted:
         return False
     net.load_state_dict(tensors)
     return True
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of names, kinds, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exactq.graphs.graph import Graph, op_name
 from exactq.optimization.batchnorm import fold_batchnorm
+from exactq.optimization.biases import fold_biases
 from exactq.optimization.canonical import canonicalize
 from exactq.optimization.folding import fold_constants
 from exactq.optimization.identities import remove_identities
@@ -14,7 +15,7 @@ from exactq.optimization.linear import use_linear
 from exactq.optimization.passes import Found, Pass, PassResult
 from exactq.optimization.patterns import find_patterns
 
-PASSES: tuple[Pass, ...] = (canonicalize, fold_constants, remove_identities, use_linear, fold_batchnorm)
+PASSES: tuple[Pass, ...] = (canonicalize, fold_constants, remove_identities, use_linear, fold_biases, fold_batchnorm)
 
 
 @dataclass(frozen=True)

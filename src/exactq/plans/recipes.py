@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exactq.errors import UsageError, unknown
-from exactq.numerics.formats import INT4, INT8, UINT8, Format, format_named
+from exactq.numerics.formats import INT3, INT4, INT8, UINT8, Format, format_named
 from exactq.plans.yamlfile import read_yaml
 
 
@@ -74,7 +74,10 @@ W8A8_LINEAR_W4 = Recipe(
 PORTABLE = Recipe("portable", weight_observer="pairsafe")
 """Weights that no measured kernel saturates on: the same file gives the same integers on each of those instruction sets."""
 
-RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, PORTABLE)}
+W4A8 = Recipe("w4a8", weights=INT4.narrow)
+W3A8 = Recipe("w3a8", weights=INT3.narrow)
+
+RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, W4A8, W3A8, PORTABLE)}
 
 
 def recipe_named(name: str) -> Recipe:

@@ -3,5 +3,6 @@
 from exactq.reports.build import HTML, JSON, NODES, report, write
 from exactq.reports.histograms import activation_histograms
 from exactq.reports.rendering import page
+from exactq.reports.verdict import fine_tuning
 
-__all__ = ["HTML", "JSON", "NODES", "activation_histograms", "page", "report", "write"]
+__all__ = ["HTML", "JSON", "NODES", "activation_histograms", "fine_tuning", "page", "report", "write"]

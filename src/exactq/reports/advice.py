@@ -98,17 +98,19 @@ def _not_quantized(run: Run, word: Word, layers: Sequence[LayerFacts]) -> list[A
 def _over_budget(run: Run, word: Word, layers: Sequence[LayerFacts]) -> list[Advice]:
     if word != "over_budget":
         return []
-    why = (
-        "Training through the target's own arithmetic wins back what rounding costs, and keeps size and speed. "
-        "Cheaper first: ranges of least squared error instead of extremes."
+    cheap = Advice(
+        "Calibrate with another observer",
+        "Ranges of least squared error instead of extremes cost nothing at run time.",
+        "# recipe.yaml, for --recipe recipe.yaml\nactivation_observer: mse",
     )
-    return [
-        Advice(
-            "Fine-tune, or calibrate with another observer",
-            why,
-            "# recipe.yaml, for --recipe recipe.yaml\nactivation_observer: mse",
-        )
-    ]
+    training = run.metrics.training if run.metrics is not None else None
+    if training is None:
+        why = "A short training on the plan's grids wins back much of what rounding costs, and keeps size and speed."
+        return [Advice("Fine-tune", why, again(run, train="always")), cheap]
+    if training.failed is not None:
+        return [cheap]
+    more = again(run, train="always", epochs=2 * training.epochs, train_samples=4 * (training.samples or 1))
+    return [Advice("Fine-tune for longer", "More epochs and more samples may win back what is still lost.", more), cheap]
 
 
 def _weak(run: Run, word: Word, layers: Sequence[LayerFacts]) -> list[Advice]:

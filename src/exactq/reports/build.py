@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from exactq.errors import ModelError, UsageError
 from exactq.graphs import store
 from exactq.reports.advice import advice, commands
-from exactq.reports.facts import VERSION, Facts, MetricFacts, Size, Word, checked, plain
+from exactq.reports.facts import VERSION, Facts, MetricFacts, Size, TrainingFacts, Word, checked, plain
 from exactq.reports.folder import Run, read
 from exactq.reports.layers import layers, plan_lines
 from exactq.reports.model_explorer import node_data, nodes_of
 from exactq.reports.rendering import page
-from exactq.reports.verdict import sentence
+from exactq.reports.verdict import fine_tuning, sentence
 
 HTML, JSON, NODES = "report.html", "report.json", "model_explorer.json"
 """The files that `write` puts into a run folder: the page, the facts, and node data for Model Explorer."""
@@ -79,7 +80,14 @@ def _facts(run: Run) -> Facts:
         advice=advice(run, word, found),
         notes=metrics.notes if metrics is not None else run.quantized.notes,
         commands=commands(run),
+        training=_training(run),
     )
+
+
+def _training(run: Run) -> TrainingFacts | None:
+    if run.metrics is None or (training := run.metrics.training) is None:
+        return None
+    return replace(training, sentence=fine_tuning(run.metrics.metric, asdict(training)))
 
 
 def _metric(run: Run) -> MetricFacts | None:

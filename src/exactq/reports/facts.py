@@ -136,6 +136,41 @@ class MetricFacts:
 
 
 @dataclass(frozen=True)
+class EpochFacts:
+    """An epoch of the training: the mean loss (None before it began), the score on held-out samples, and the metric on them."""
+
+    epoch: Count
+    loss: FiniteFloat | None
+    score: FiniteFloat
+    metric: FiniteFloat | None
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How the model was fine-tuned, and what it brought; `best` 0 or `helped` False: the model stayed as it was quantized.
+
+    `data` says which samples were trained on, `samples` None is a stream; `failed` is why the training was given up.
+    `metric` is that of the fine-tuned model, `float_tuned` that of the float model after the same training; `sentence` says it
+    all.
+    """
+
+    objective: str
+    data: str
+    samples: Count | None
+    epochs: Count
+    batch: Count
+    rate: FiniteFloat
+    held_out: FiniteFloat
+    best: Count
+    history: tuple[EpochFacts, ...]
+    failed: str | None
+    helped: bool
+    metric: FiniteFloat | None
+    float_tuned: FiniteFloat | None
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
 class Size:
     """File sizes in bytes; the float model's is None where it was not measured."""
 
@@ -216,6 +251,7 @@ class Facts:
     advice: tuple[Advice, ...]
     notes: tuple[str, ...]
     commands: tuple[Command, ...]
+    training: TrainingFacts | None
 
 
 FACTS = TypeAdapter(Facts)

@@ -11,7 +11,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from exactq.errors import ModelError, UsageError
 from exactq.quantized import Quantized, load
-from exactq.reports.facts import Histogram, Latency, Size, Verification, problem
+from exactq.reports.facts import Histogram, Latency, Size, TrainingFacts, Verification, problem
 
 MANIFEST, METRICS, VERIFY = "manifest.json", "metrics.json", "verify.json"
 
@@ -59,6 +59,7 @@ class Metrics:
     verdict: Literal["ok", "over_budget", "differs", "untrained", "not_quantized"]
     activations: dict[str, Histogram] = field(default_factory=dict)
     ptq_layers: tuple[LayerNoise, ...] = ()
+    training: TrainingFacts | None = None
 
 
 @dataclass(frozen=True)

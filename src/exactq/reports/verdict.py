@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from exactq.reports import words
 from exactq.reports.facts import Latency, MetricFacts, Size, Verification, Word
 from exactq.reports.folder import Run
@@ -72,3 +75,20 @@ def _equal(found: Verification) -> str:
         return f"{words.count(found.mismatches)} of {words.count(found.elements)} checked integers are not as predicted"
     rest = f" ({words.several(len(found.unverified), 'tensor')} could not be checked)" if found.unverified else ""
     return f"each of {words.count(found.elements)} checked integers is as predicted{rest}"
+
+
+def fine_tuning(metric: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """What fine-tuning came to, in a sentence: the metric's values by model, and the facts of the training."""
+    if training["failed"] is not None:
+        return f"did not help: {training['failed']}"
+    course = f"epoch {training['best']} of {training['epochs']} by {training['objective']}"
+    if metric["qat"] is None:
+        return f"did not help: no epoch of {training['epochs']} by {training['objective']} was better on held-out data"
+    twin = training["float_tuned"]
+    beside = "" if twin is None else f"; the float model after the same training has {twin:.4f}"
+    if not training["helped"]:
+        figures = f"{metric['qat']:.4f} after, {metric['ptq']:.4f} before"
+        return f"did not help ({course}): {figures}; what was quantized is deployed{beside}"
+    lost = metric["float"] - metric["ptq"]
+    back = f", {(metric['qat'] - metric['ptq']) / lost:.0%} of the loss won back" if lost > 0 else ""
+    return f"{course}: {metric['ptq']:.4f} before, {metric['qat']:.4f} after{back}{beside}"

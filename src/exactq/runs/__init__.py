@@ -1,81 +1,98 @@
-"""One run: the whole job from a model's name to a folder with a verified artifact, and what was measured on the way."""
+"""One run: the whole job from a model's name to a folder with a verified artifact, and what was measured on the way.
+
+Its stages are kept until the run is whole, so a run that was killed goes on with the first one that is missing.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exactq import __version__, flow, reports
+from exactq import __version__, reports
 from exactq.datasets.catalog import load
-from exactq.datasets.splits import Dataset
-from exactq.errors import DataError, UsageError
+from exactq.errors import UsageError
 from exactq.graphs import store
-from exactq.graphs.graph import Graph, op_name
-from exactq.metrics import default_metric, metric_named
-from exactq.optimization.pipeline import Optimized, before_after, optimize
-from exactq.plans.plan import Float, Own, PerChannel, Plan, Slot, summary
-from exactq.quantization.fit import plan_fits
+from exactq.graphs.graph import Graph
+from exactq.metrics import check_fit, default_metric, metric_named
+from exactq.plans.plan import Plan
 from exactq.quantized import Quantized
 from exactq.reports.folder import METRICS, VERIFY
-from exactq.runs.folder import check_replaceable, open_model, open_run, staged, write_json, write_manifest
-from exactq.runs.measurement import Budget, check_evaluation, measured, notes, samples, sizes, word
-from exactq.runs.wishes import RECIPE, Wishes, check_seed
-from exactq.sources.capture import capture
-from exactq.sources.resolve import Source, resolve
+from exactq.runs.folder import check_replaceable, open_model, open_run, write_json, write_manifest
+from exactq.runs.measurement import Budget, check_evaluation, costs, float_run, notes, sizes
+from exactq.runs.preparation import agreed_plan, optimized, planned, traced
+from exactq.runs.questions import NO, YES, agreed, given
+from exactq.runs.stages import Candidate, Job, candidate, quantized, tuned
+from exactq.runs.tables import plan_rows, short_plan_rows
+from exactq.runs.tuning import Training, training_for
+from exactq.runs.wishes import Wishes, check_seed, epochs
+from exactq.runs.workplace import working
+from exactq.sources.resolve import Source
 from exactq.talk import SILENT, Talk
-from exactq.targets import target_named
 from exactq.verification import Verdict, verify
 
 __all__ = ["Wishes", "open_model", "plan", "plan_rows", "quantize", "run", "short_plan_rows", "verify_run"]
 
+TUNABLE = ("ok", "over_budget")
+"""The verdicts of a model that fine-tuning could make better."""
 
-def run(
-    model: str, *, talk: Talk = SILENT, confirm: Callable[[str], bool] = lambda question: True, **wishes: Any
-) -> dict[str, Any]:
+
+def run(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any]:
     """Model -> run folder, and the facts as plain data (the JSON of `exactq run`); `wishes` are the flags by name.
 
-    The folder appears whole at the end or not at all; one that holds an earlier run is replaced. `confirm(question)` is asked
-    before the plan is carried out. Raises the errors of `exactq.errors`.
+    The folder appears whole at the end or not at all; one that holds an earlier run is replaced. A run that was killed is
+    gone on with by asking for the same again. `talk.ask` is asked before each step. Raises the errors of `exactq.errors`.
     """
     asked = Wishes(model, **wishes)
-    with _prepared(asked, talk) as (source, optimized, staging):
-        check_evaluation(source.dataset, optimized.graph)
-        quantized = _quantized(asked, source, optimized, talk, confirm)
-        artifact = _write_model(quantized, staging, talk)
+    asked.given_plan()
+    check_replaceable(asked.folder)
+    with working(asked.folder, talk) as work:
+        source, captured = traced(asked, talk)
+        graph = optimized(captured, talk)
+        check_evaluation(source.dataset, graph)
         metric = metric_named(asked.metric) if asked.metric is not None else default_metric(source.dataset)
-        found, verdict, evaluated = measured(quantized, source.module, source.dataset, metric, artifact, talk)
+        check_fit(metric, source.dataset, float_run(source.module), whole=not all(i.batch for i in graph.inputs))
+        asked, chosen = agreed_plan(asked, graph, talk)
         budget = Budget(asked.max_drop, asked.max_error)
-        facts = _named_facts(source, quantized) | found
-        facts["budget"] = {"max_drop": asked.max_drop, "max_error": asked.max_error}
-        facts["verdict"] = word(facts["coverage"], verdict, evaluated, budget, trained=source.trained)
-        write_json(staging / METRICS, {key: value for key, value in facts.items() if key != "verify"})
-        write_json(staging / VERIFY, facts["verify"])
-        _finish(asked, source, quantized, staging)
-    return {"out": str(asked.folder), **facts}
+        job = Job(source.dataset, float_run(source.module), metric, budget, source.trained, work)
+        first = candidate(job, quantized(work, source.dataset, graph, chosen), "measured")
+        asked, training = _training(asked, job, first)
+        best, trained = (first, None) if training is None else tuned(job, first, training)
+        agreed(talk, "export", f"Write the run to {asked.folder}?", yes="the artifact, plan, graphs, figures and report")
+        facts = _named_facts(source, best.quantized) | _measured_facts(job, first, best, trained)
+        facts |= costs(best.quantized, best.artifact, source.dataset.first.inputs, talk)
+        work.publish(lambda folder: _write(folder, asked, source, best.quantized, best.artifact, facts))
+    return {"out": str(asked.folder), "command": asked.command, **facts}
 
 
 def quantize(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any]:
     """Model -> folder with plan, graphs and artifact, without measuring anything; what `exactq quantize` does."""
     asked = Wishes(model, **wishes)
-    with _prepared(asked, talk) as (source, optimized, staging):
-        quantized = _quantized(asked, source, optimized, talk, lambda question: True)
-        artifact = _write_model(quantized, staging, talk)
-        facts = _named_facts(source, quantized) | {"size": sizes(quantized, artifact), "notes": notes(quantized)}
-        _finish(asked, source, quantized, staging)
+    asked.given_plan()
+    check_replaceable(asked.folder)
+    with working(asked.folder, talk) as work:
+        source, captured = traced(asked, talk)
+        graph = optimized(captured, talk)
+        asked, chosen = agreed_plan(asked, graph, talk)
+        made = quantized(work, source.dataset, graph, chosen)
+        with talk.track("export", None):
+            artifact = made.artifact()
+        facts = _named_facts(source, made) | {
+            "size": sizes(made, artifact),
+            "notes": notes(made) + work.remarks(source.dataset),
+        }
+        work.publish(lambda folder: _write(folder, asked, source, made, artifact, None))
     return {"out": str(asked.folder), **facts}
 
 
 def plan(model: str, *, talk: Talk = SILENT, **wishes: Any) -> tuple[Plan, Graph]:
     """The plan for a model's name, and the graph it speaks of; what `exactq plan` does."""
     asked = Wishes(model, **wishes)
-    _, optimized = _optimized(asked, talk)
-    return _planned(asked, optimized.graph), optimized.graph
+    graph = optimized(traced(asked, talk)[1], talk)
+    return planned(asked, graph), graph
 
 
 def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64, seed: int = 0, talk: Talk = SILENT) -> Verdict:
@@ -95,167 +112,80 @@ def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64,
     check_evaluation(dataset, saved.quantized.float_graph)
     with talk.track("verify", inputs) as advance:
         batches = (b.inputs for b in dataset.evaluation)
-        return verify(saved.quantized, batches, artifact=saved.artifact, inputs=inputs, progress=advance)
+        verdict = verify(saved.quantized, batches, artifact=saved.artifact, inputs=inputs, progress=advance)
+    for remark in dataset.remarks():
+        talk.say(f"note       {remark}")
+    return verdict
 
 
-def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """The plan as rows: value, format, granularity, observer, reason."""
-    return [(name, *summary(slot), slot.reason) for name, slot in plan.slots.items()]
+def _training(asked: Wishes, job: Job, first: Candidate) -> tuple[Wishes, Training | None]:
+    """The training that is wanted after what was measured, None for none, and the wishes with the answer in them."""
+    word, values, talk = job.verdict(first.facts), first.facts["values"], job.talk
+    figures = f"{job.metric.name} float {values['float']:.4f}, quantized {values['deployed']:.4f}"
+    talk.say(f"measured   {figures}: {word.replace('_', ' ')}")
+    if word not in TUNABLE:
+        return asked, None
+    wanted = {"auto": word == "over_budget", "never": False, "always": True}[asked.train]
+    yes, no = "train on the plan's grids, and keep the better model", "leave it as it is quantized"
+    text = "Fine-tune?" if word == "ok" else "The budget is exceeded. Fine-tune?"
+    train = agreed(talk, "fine-tune", text, yes=yes, no=no, default=YES if wanted else NO)
+    if train != wanted:
+        asked = replace(asked, train="always" if train else "never")
+    if not train:
+        return asked, None
+    error = first.facts["mean_error"]
+    too_far = asked.max_error is not None and (error is None or error > asked.max_error)
+    training = training_for(asked, job.dataset, outputs_matter=too_far)
+    chosen = int(given(talk, "fine-tune", "How many epochs, at most?", str(training.course.epochs), epochs))
+    if chosen != training.course.epochs:
+        asked = replace(asked, epochs=chosen)
+        training = training_for(asked, job.dataset, outputs_matter=too_far)
+    count = "a stream of" if training.samples is None else f"{training.samples:,}"
+    talk.say(f"train      {training.objective.name} on {count} {training.source} samples, {chosen} epochs at most")
+    return asked, training
 
 
-def short_plan_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """The plan as narrower rows: value; format, granularity and observer in one; reason."""
-    return [(name, " ".join(word for word in words if word), reason) for name, *words, reason in plan_rows(plan)]
-
-
-def layer_rows(graph: Graph, plan: Plan) -> list[tuple[str, ...]]:
-    """The plan as one row an operator: its name, itself, its weights' format, and its output's, with the reason where float."""
-    rows: list[tuple[str, ...]] = []
-    for node in graph.calls:
-        name = graph.name(node)
-        read = [plan.slots[graph.name(n)] for n in node.all_input_nodes if n.op == "get_attr"]
-        weights = "; ".join(_brief(slot) for slot in read if isinstance(slot, Own))
-        rows.append((name, op_name(node).removeprefix("aten."), weights, _brief(plan.slots[name])))
-    return rows
-
-
-def _brief(slot: Slot) -> str:
-    """A slot in a few words, with the reason where it is float."""
-    match slot:
-        case Own(fmt, observer, _, per):
-            return f"{fmt.name}{' per channel' if isinstance(per, PerChannel) else ''}, {observer}"
-        case Float(reason):
-            return f"float: {reason}"
-    return " ".join(word for word in summary(slot) if word)
-
-
-@contextmanager
-def _prepared(asked: Wishes, talk: Talk) -> Iterator[tuple[Source, Optimized, Path]]:
-    """What both kinds of run start with; misuse is found before anything slow, the staging folder is gone afterwards."""
-    asked.given_plan()
-    check_replaceable(asked.folder)
-    with staged(asked.folder) as staging:
-        yield (*_optimized(asked, talk), staging)
-
-
-def _optimized(asked: Wishes, talk: Talk) -> tuple[Source, Optimized]:
-    with ExitStack() as stack:
-        advance: list[Callable[[int], None]] = []
-
-        def progress(step: int, steps: int, loss: float) -> None:
-            if not advance:
-                advance.append(stack.enter_context(talk.track(f"train {asked.model}", steps)))
-            advance[0](1)
-
-        source = resolve(
-            asked.model,
-            weights=asked.weights,
-            data=asked.data,
-            input_shape=asked.input_shape,
-            trust=asked.trust,
-            random_weights=asked.random_weights,
-            seed=asked.seed,
-            calibration=asked.calibration,
-            progress=progress,
-        )
-    talk.say(f"model      {source.label}: {source.origin}; data {source.dataset.name}")
-    with talk.track("capture", None):
-        captured = capture(source.module, source.example)
-        optimized = optimize(captured)
-    before, after = len(captured.calls), len(optimized.graph.calls)
-    talk.say(f"graph      operators: {before}, after optimisation {after}{_passes(optimized)}")
-    for kept in optimized.kept:
-        talk.say(f"kept       {kept.what}")
-    talk.show("what the optimisation did", ("value", "change"), [(found.name, found.what) for found in optimized.found])
-    rows = [(name, *(op.removeprefix("aten.") for op in ops)) for name, *ops in before_after(captured, optimized.graph)]
-    talk.show("graph before and after", ("value", "before", "after", "activation"), rows)
-    return source, optimized
-
-
-def _passes(optimized: Optimized) -> str:
-    """What the passes did in a few words: ` (batchnorm ×19, identities ×2)`."""
-    counts: dict[str, int] = {}
-    for result in optimized.results:
-        counts[result.name] = counts.get(result.name, 0) + len(result.found)
-    told = ", ".join(f"{name} ×{count}" for name, count in counts.items() if count)
-    return f" ({told})" if told else ""
-
-
-def _planned(asked: Wishes, graph: Graph) -> Plan:
-    """The plan that was given, or one made from the recipe."""
-    given = asked.given_plan()
-    if given is None:
-        return flow.plan_graph(graph, target=asked.target, recipe=asked.recipe or RECIPE)
-    target, isa = target_named(f"{given.target}@{given.isa}")
-    plan_fits(graph, given, target.ability(isa))
-    return given
-
-
-def _quantized(asked: Wishes, source: Source, optimized: Optimized, talk: Talk, confirm: Callable[[str], bool]) -> Quantized:
-    graph, dataset = optimized.graph, source.dataset
-    chosen = _planned(asked, graph)
-    talk.show("plan", ("layer", "operator", "weights", "output"), layer_rows(graph, chosen))
-    talk.show("every value", ("value", "codes", "reason"), short_plan_rows(chosen))
-    talk.say(f"plan       {chosen.recipe} for {chosen.target}@{chosen.isa}: {_shares(graph, chosen)}")
-    if not confirm("Quantize with this plan?"):
-        raise UsageError("stopped before quantizing, as asked; nothing was written")
-    _refuse_constant(dataset)
-    with talk.track("calibrate", samples(dataset.calibration)) as advance:
-        made = flow.quantize_graph(graph, calibration=(b.inputs for b in dataset.calibration), plan=chosen, progress=advance)
-    return made
-
-
-def _shares(graph: Graph, plan: Plan) -> str:
-    """How many operators become integers."""
-    calls = [graph.name(node) for node in graph.calls]
-    floats = sum(isinstance(plan.slots[name], Float) for name in calls)
-    return f"{len(calls) - floats} of {len(calls)} operators on codes"
-
-
-def _refuse_constant(dataset: Dataset) -> None:
-    first = dataset.first.inputs
-    for position, x in enumerate(first):
-        if x.is_floating_point() and x.numel() > 1 and bool((x == x.flatten()[0]).all()) and _all_same(dataset, position):
-            value = float(x.flatten()[0])
-            raise DataError(
-                f"every calibration value of input {position} is {value:g}: a range cannot be learned from constant data; "
-                "calibrate with real inputs"
-            )
-
-
-def _all_same(dataset: Dataset, position: int) -> bool:
-    value = dataset.first.inputs[position].flatten()[0]
-    return all(bool((b.inputs[position] == value).all()) for b in dataset.calibration)
-
-
-def _write_model(quantized: Quantized, staging: Path, talk: Talk) -> bytes:
-    with talk.track("export", None):
-        quantized.save(staging)
-        artifact = quantized.artifact()
-        store.write(staging / f"model{quantized.target.suffix}", artifact)
-    return artifact
-
-
-def _named_facts(source: Source, quantized: Quantized) -> dict[str, Any]:
-    plan = quantized.plan
+def _named_facts(source: Source, made: Quantized) -> dict[str, Any]:
+    plan = made.plan
     return {"model": source.label, "target": f"{plan.target}@{plan.isa}", "recipe": plan.recipe}
 
 
-def _finish(asked: Wishes, source: Source, quantized: Quantized, staging: Path) -> None:
-    """Write the manifest, and the report on what it names."""
+def _measured_facts(job: Job, first: Candidate, best: Candidate, trained: dict[str, Any] | None) -> dict[str, Any]:
+    """What was measured of the deployed model, with what it was before a training beside it."""
+    values = best.facts["values"]
+    metric = {"name": job.metric.name, "float": values["float"], "ptq": first.facts["values"]["emulated"]}
+    metric |= {"qat": None if trained is None else trained["metric"], "deployed": values["deployed"]}
+    return {
+        **{key: value for key, value in best.facts.items() if key not in ("values", "metric")},
+        "metric": metric,
+        "training": trained,
+        "notes": best.facts["notes"] + job.work.remarks(job.dataset),
+        "ptq_layers": first.facts["layers"] if best is not first else [],
+        "budget": {"max_drop": job.budget.drop, "max_error": job.budget.error},
+        "verdict": job.verdict(best.facts),
+    }
+
+
+def _write(folder: Path, asked: Wishes, source: Source, made: Quantized, artifact: bytes, facts: dict[str, Any] | None) -> None:
+    """Fill the folder of a whole run; `facts` None for one that measured nothing."""
+    made.save(folder)
+    store.write(folder / f"model{made.target.suffix}", artifact)
+    if facts is not None:
+        write_json(folder / METRICS, {key: value for key, value in facts.items() if key != "verify"})
+        write_json(folder / VERIFY, facts["verify"])
     write_manifest(
-        staging,
+        folder,
         {
             "exactq": __version__,
             "model": asked.model,
             "data": source.dataset.name if asked.data is None else asked.data,
-            "artifact": f"model{quantized.target.suffix}",
-            "target": quantized.plan.target,
-            "isa": quantized.plan.isa,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "runtime": quantized.target.version},
+            "artifact": f"model{made.target.suffix}",
+            "target": made.plan.target,
+            "isa": made.plan.isa,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "runtime": made.target.version},
             "seed": asked.seed,
             "calibration": asked.calibration,
             "asked": asdict(asked),
         },
     )
-    reports.write(staging)
+    reports.write(folder)

@@ -1,4 +1,4 @@
-"""The folder of a run: it appears whole or not at all, only a run replaces it, and reading it runs nothing.
+"""The folder of a run: only a run replaces it, and reading it runs nothing.
 
 `manifest.json` names every other file with its hash. What a folder says is data: its artifact is one of its own files, and a
 Python file that it names is never executed.
@@ -9,10 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,34 +29,6 @@ class Saved:
     artifact: bytes
     data: str
     changed: tuple[str, ...]
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that becomes `out` when the block ends; where it raises, all is as before.
-
-    An earlier run at `out` stands until the new one is whole. Raises `UsageError` for a place that cannot be written, and for
-    one that holds anything but a run.
-    """
-    check_replaceable(out)
-    place = Path(os.path.abspath(out))
-    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
-    staging: Path | None = None
-    try:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".exactq-", dir=place.parent))
-        except OSError as error:
-            raise UsageError(f"cannot write to {out.parent}: {error.strerror}; choose another folder with --out") from error
-        yield staging
-        _publish(staging, place)
-    except BaseException:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def check_replaceable(out: Path) -> None:
@@ -85,23 +53,6 @@ def check_replaceable(out: Path) -> None:
         raise UsageError(
             f"{out} holds files that are no run of exactq ({foreign[0]}), and a run replaces its folder: choose another --out"
         )
-
-
-def _publish(staging: Path, place: Path) -> None:
-    os.chmod(staging, 0o755)
-    if not place.exists():
-        os.rename(staging, place)
-        return
-    old = Path(tempfile.mkdtemp(prefix=".exactq-", dir=place.parent))
-    try:
-        os.rename(place, old / "run")
-        os.rename(staging, place)
-    except BaseException:
-        if not place.exists() and (old / "run").exists():
-            os.rename(old / "run", place)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,13 +23,13 @@ from exactq.reports import activation_histograms
 from exactq.talk import Talk
 from exactq.timing import Latency, latency
 from exactq.traces import Step, walk
-from exactq.verification import Verdict, verify
+from exactq.verification import verify
 
 SAMPLES = 64
 """How many samples are verified, and walked layer by layer."""
 
-MODELS = ("float", "ptq", "deployed")
-"""The float model as it came, its emulated integers, the artifact on the real runtime."""
+MODELS = ("float", "emulated", "deployed")
+"""The float model as it came, its predicted integers, the artifact on the real runtime."""
 
 Run = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
 
@@ -79,54 +79,61 @@ def float_run(module: nn.Module) -> Run:
 
 
 def measured(
-    quantized: Quantized, module: nn.Module, dataset: Dataset, metric: Metric, artifact: bytes, talk: Talk
-) -> tuple[dict[str, Any], Verdict, Evaluated]:
-    """Everything that can be measured as plain data, with what the verdict needs of it."""
+    quantized: Quantized, float_model: Run, dataset: Dataset, metric: Metric, artifact: bytes, talk: Talk
+) -> dict[str, Any]:
+    """What a quantized model is worth, as plain data: its integers verified, its metric, and its layers beside the float ones.
+
+    `values` has the metric of each of `MODELS`.
+    """
     some = dataset.evaluation.first(SAMPLES)
     with talk.track("verify", SAMPLES) as advance:
         verdict = verify(quantized, (b.inputs for b in some), artifact=artifact, progress=advance)
     emulator = quantized.program(verdict.isa)
     models = {
-        "float": float_run(module),
-        "ptq": lambda inputs: walk(emulator, inputs),
+        "float": float_model,
+        "emulated": lambda inputs: walk(emulator, inputs),
         "deployed": quantized.target.timed(artifact, 0),
     }
     found = evaluate(metric, models, dataset.evaluation, talk)
-    with talk.track("compare layers", None):
+    with talk.track("compare", None):
         layers = layer_sqnr(quantized, (b.inputs for b in some))
         histograms = {name: asdict(h) for name, h in activation_histograms(quantized, (b.inputs for b in some)).items()}
         elsewhere = differing(quantized, verdict.isa, some)
-    float_file = quantized.target.emit(quantized.float_graph)
-    with talk.track("time", None):
-        timed = _latency(quantized, float_file, artifact, dataset.first.inputs)
     facts = {
-        "metric": {"name": metric.name, "float": found.values["float"], "ptq": found.values["ptq"], "qat": None}
-        | {"deployed": found.values["deployed"]},
+        "metric": metric.name,
+        "values": dict(found.values),
         "coverage": quantized.coverage(),
         "agreement": found.outputs.agreement,
         "sqnr_db": found.outputs.ratio.decibels,
         "mean_error": found.outputs.mean_error,
         "layers": [{"name": name, "sqnr_db": db} for name, db in layers.items()],
         "activations": histograms,
-        "size": sizes(quantized, artifact, float_file),
-        "latency": timed.to_json(),
         "verify": verdict.to_json(),
         "notes": [*notes(quantized), *elsewhere],
     }
-    return plain(facts), verdict, found
+    return plain(facts)
 
 
-def word(coverage: float | None, verdict: Verdict, found: Evaluated, budget: Budget, *, trained: bool) -> str:
-    """The verdict: what speaks against the artifact, the gravest first, or `ok`."""
-    if not coverage:
+def costs(quantized: Quantized, artifact: bytes, example: Sequence[Tensor], talk: Talk) -> dict[str, Any]:
+    """What the artifact costs beside the same graph in float, as plain data: its size and its latency on one sample."""
+    float_file = quantized.target.emit(quantized.float_graph)
+    with talk.track("time", None):
+        timed = _latency(quantized, float_file, artifact, example)
+    return plain({"size": sizes(quantized, artifact, float_file), "latency": timed.to_json()})
+
+
+def word(facts: Mapping[str, Any], budget: Budget, *, trained: bool) -> str:
+    """The verdict on what `measured` found: what speaks against the artifact, the gravest first, or `ok`."""
+    values, found, error = facts["values"], facts["verify"], facts["mean_error"]
+    if not facts["coverage"]:
         return "not_quantized"
-    if not verdict.equal:
+    if found["mismatches"] or not found["elements"]:
         return "differs"
     if not trained:
         return "untrained"
-    over = found.values["float"] - found.values["deployed"] > budget.drop
-    # Not `error > budget`: a NaN is over every budget.
-    over = over or (budget.error is not None and not found.outputs.mean_error <= budget.error)
+    over = values["float"] - values["deployed"] > budget.drop
+    # None is an error that is no finite number, which is over every budget.
+    over = over or (budget.error is not None and (error is None or error > budget.error))
     return "over_budget" if over else "ok"
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from exactq import flow
 from exactq.datasets.catalog import CALIBRATION
-from exactq.errors import UsageError
+from exactq.errors import UsageError, unknown
 from exactq.metrics import metric_named
 from exactq.plans.plan import Plan
 from exactq.plans.recipes import recipe_named
 from exactq.targets import target_named
+from exactq.training.objectives import OBJECTIVES
 
 MAX_DROP = 0.005
 RECIPE = "w8a8"
+TRAIN = {
+    "auto": "fine-tune where the accuracy budget is exceeded",
+    "never": "leave the model as it was quantized",
+    "always": "fine-tune whatever the budget says",
+}
+TRAIN_SAMPLES = 8192
+"""As many samples as some minutes on a few cores allow; low-bit networks won back most of their loss on fewer."""
 SEEDS = 2**32
 
 
@@ -41,6 +50,10 @@ class Wishes:
     out: str | None = None
     trust: bool = False
     random_weights: bool = False
+    train: str = "auto"
+    epochs: int | None = None
+    train_samples: int = TRAIN_SAMPLES
+    objective: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
@@ -52,6 +65,13 @@ class Wishes:
                 f"--calibration is {self.calibration}; at least one sample is needed, {CALIBRATION} are the default"
             )
         check_seed(self.seed)
+        if self.train not in TRAIN:
+            raise unknown("answer to --train", self.train, TRAIN)
+        for flag, count, like in (("--epochs", self.epochs, 10), ("--train-samples", self.train_samples, TRAIN_SAMPLES)):
+            if count is not None and count < 1:
+                raise UsageError(f"{flag} is {count}; it needs a whole number from 1 up, like {like}")
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES)
         target_named(self.target)
         if self.recipe is not None:
             recipe_named(self.recipe)
@@ -84,8 +104,25 @@ class Wishes:
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in last)
         return Path("runs", f"{name}-{self.target.partition('@')[0]}")
 
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same without being asked: what is not as it is by default."""
+        parts = ["exactq", "run", self.model]
+        for given in fields(self)[1:]:
+            value = getattr(self, given.name)
+            if value != given.default:
+                parts += [f"--{given.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join([*parts, "--yes"])
+
 
 def check_seed(seed: int) -> None:
     """Nothing, or `UsageError` for a seed that not every generator takes."""
     if not 0 <= seed < SEEDS:
         raise UsageError(f"--seed is {seed}; it needs a whole number from 0 to {SEEDS - 1}")
+
+
+def epochs(text: str) -> int:
+    """The number of epochs that `text` writes. Raises `UsageError`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"'{text}' is no number of epochs: a whole number from 1 up is needed, like 10")
+    return int(text)

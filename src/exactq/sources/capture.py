@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from exactq.errors import DataError, ModelError
 from exactq.graphs.graph import Graph, Input, arguments, attribute_path, op_name, root_of, unique
 from exactq.graphs.graph import constant as constant_of
+from exactq.sources.captured import Captured
 
 aten = torch.ops.aten
 
@@ -36,9 +37,11 @@ def capture(model: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor], *
     `batch` leaves dimension 0 of every input free; where the model fixes its batch size, the graph does so too. Outputs of
     any nesting come flat, in order; what is not a tensor is dropped. Constants are copies of the model's tensors. Raises
     `ModelError` with the operator or the source line where the model cannot be traced, `DataError` where the model refuses
-    the inputs.
+    the inputs. A model that is a graph already, as a file's is, gives that graph.
     """
     args, kwargs = _arguments(inputs)
+    if isinstance(model, Captured):
+        return model.taking([*args, *kwargs.values()], batch=batch)
     with _evaluating(model), _quiet():
         try:
             model(*pytree.tree_map(torch.clone, args), **pytree.tree_map(torch.clone, kwargs))  # it may write on its inputs

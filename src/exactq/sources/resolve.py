@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,23 +13,25 @@ from torch import Tensor, nn
 from exactq import pythonfile
 from exactq.datasets.catalog import CALIBRATION, Shapes, load
 from exactq.datasets.noise import noise_of, parse_shapes, written
-from exactq.datasets.splits import BATCH_SIZE, Dataset
-from exactq.errors import DataError, ModelError, UsageError, unknown
+from exactq.datasets.splits import BATCH_SIZE, Dataset, Indexed, Split
+from exactq.errors import DataError, ExactqError, ModelError, UsageError, unknown
 from exactq.models.catalog import MODELS, Builtin, Shape, build
 from exactq.models.reference import Progress, image_shape, reference
+from exactq.sources import onnxfile, zoo
 from exactq.sources import weights as weight_files
-from exactq.sources import zoo
 
 OWN_DATA = "--data imagefolder:DIR, npz:FILE or file.py:factory"
+ONNX = ".onnx"
 CLASSES = 1000  # of ImageNet: what the libraries' classifiers have unless they are told
-FILES = (".onnx", ".tflite", ".pt2", ".keras", ".h5", ".safetensors", ".pt", ".pth", ".th")
+FILES = (ONNX, ".tflite", ".pt2", ".keras", ".h5", ".safetensors", ".pt", ".pth", ".th")
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """A model in evaluation mode, `example` inputs of two samples, their names, its data, and where its weights are from.
 
-    `label` names it in paths and reports; `trained` False means that its weights are random: no accuracy means anything.
+    Where the model's batch is fixed, the example is one such batch. `label` names it in paths and reports; `trained` False
+    means that its weights are random: no accuracy means anything.
     """
 
     label: str
@@ -60,7 +62,7 @@ def resolve(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Source:
-    """The source that `model` names: a built-in, `file.py:factory` whose factory returns an `nn.Module`, or a library's model.
+    """The source that `model` names: a built-in, `file.py:factory` that returns an `nn.Module`, a file, or a library's model.
 
     A built-in takes its weights from the file `weights`, or is trained on the data (in seconds, cached; `progress(step,
     steps, loss)` follows it), or keeps random ones. Without `data` that is: what the built-in was made for with `weights`,
@@ -74,6 +76,8 @@ def resolve(
     loader = _Data(data, shapes, seed, calibration, batch_size)
     if pythonfile.is_named(model):
         return _from_file(model, loader, weights=weights, trust=trust, random_weights=random_weights)
+    if model.endswith(ONNX) and Path(model).exists():
+        return _from_onnx(Path(model), loader, weights=weights, random_weights=random_weights)
     if zoo.is_named(model):
         return _from_zoo(model, loader, weights=weights, trust=trust, random_weights=random_weights)
     if model in MODELS:
@@ -164,11 +168,11 @@ def _from_zoo(spec: str, loader: _Data, *, weights: str | None, trust: bool, ran
         origin = origin if random_weights else f"the trained weights of {spec}"
     names = _parameters(net)
     dataset = loader.load(names, default=noise_of(loader.shapes or (shape,)), shapes=(shape,))
-    try:
-        return _source(spec.partition(":")[2], net, dataset, names, trained=not random_weights, origin=origin)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as e:
-        why = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
-        raise ModelError(f"`{spec}` does not take {written(dataset.shapes)}: {why}. Its own is {written((shape,))}") from e
+    if random_weights and dataset.classes not in (None, CLASSES):
+        net, _ = zoo.from_zoo(spec, seed=loader.seed, classes=dataset.classes)
+    return _source(
+        spec.partition(":")[2], net, dataset, names, trained=not random_weights, origin=origin, spec=spec, own=(shape,)
+    )
 
 
 def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
@@ -190,20 +194,93 @@ def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, ra
     origin = spec if weights is None else Path(weights).name
     label = spec.rpartition(":")[2]
     with pythonfile.told(spec, ModelError):
-        return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin)
+        return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin, spec=spec)
+
+
+def _from_onnx(path: Path, loader: _Data, *, weights: str | None, random_weights: bool) -> Source:
+    """The graph of a float file; its weights are its own, and count as trained unless said otherwise."""
+    if weights is not None:
+        raise UsageError(f"{path} holds its own weights: leave --weights out")
+    file = onnxfile.read(path)
+    if loader.spec is None and not random_weights:
+        raise UsageError(f"`{path}` needs data: {OWN_DATA}; for speed and size alone --random-weights")
+    names, known = tuple(place.name for place in file.inputs), _known_shapes(file)
+    if loader.spec is None and loader.shapes is None and known is None:
+        raise UsageError(
+            f"`{path}` leaves its inputs' sizes free: --input-shape 1,3,32,32 (batch first, inputs separated by ;)"
+        )
+    default = noise_of(loader.shapes or known or ())
+    dataset = loader.load(names, default=default, shapes=known)
+    net = onnxfile.model(file, dataset.shapes)
+    inputs = net.graph.inputs
+    if not all(i.batch for i in inputs):
+        dataset = _in_batches_of(
+            inputs[0].shape[0], replace(loader, batch_size=inputs[0].shape[0]).load(names, default=default)
+        )
+    sizes = [2 if i.batch else i.shape[0] for i in inputs]
+    example = tuple(torch.cat([x] * size)[:size] for x, size in zip(dataset.first.inputs, sizes, strict=False))
+    origin = f"{path.name}, opset {file.opset}" + (f", {net.note}" if net.note else "")
+    return Source(path.stem, net, example, names[: len(example)], dataset, not random_weights, origin)
+
+
+def _known_shapes(file: onnxfile.OnnxFile) -> Shapes | None:
+    """The sizes of the file's inputs without the batch, or None where it leaves one free."""
+    shapes = []
+    for place in file.inputs:
+        sizes = tuple(size for size in place.sizes[1:] if size is not None)
+        if len(sizes) != len(place.sizes[1:]):
+            return None
+        shapes.append(sizes)
+    return tuple(shapes)
+
+
+def _in_batches_of(size: int, dataset: Dataset) -> Dataset:
+    """The data without the last samples of a split, where they do not fill a batch that the model takes."""
+
+    def whole(split: Split) -> Split:
+        if not isinstance(split, Indexed) or split.samples % size == 0:
+            return split
+        if split.samples < size:
+            raise DataError(f"`{dataset.name}` has {split.samples} samples in a split, the model takes {size} at a time")
+        return split.first(split.samples // size * size)
+
+    return replace(dataset, calibration=whole(dataset.calibration), evaluation=whole(dataset.evaluation))
 
 
 def _source(
-    label: str, net: nn.Module, dataset: Dataset, names: tuple[str, ...] | None, *, trained: bool, origin: str
+    label: str,
+    net: nn.Module,
+    dataset: Dataset,
+    names: tuple[str, ...] | None,
+    *,
+    trained: bool,
+    origin: str,
+    spec: str = "",
+    own: Shapes | None = None,
 ) -> Source:
-    """The source, after its weights were found finite and its data was found to fit: one batch goes through it."""
+    """The source, after its weights were found finite and its data was found to fit: two samples go through it.
+
+    `spec` is the model as it was asked for, `own` the shapes that it is known to take.
+    """
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():
             weight_files.check_finite(name, tensor)
     inputs = dataset.first.inputs
     example = tuple(torch.cat([x, x])[:2] for x in inputs)
-    with torch.no_grad():
-        net(*example)
+    try:
+        with torch.no_grad():
+            net(*example)
+    except (ExactqError, MemoryError):
+        raise
+    except (Exception, SystemExit) as e:  # the model's own code: whatever it raises
+        kinds = ", ".join(dict.fromkeys(str(x.dtype).removeprefix("torch.") for x in example))
+        where = f"{pythonfile.place(spec, e)}: " if pythonfile.is_named(spec) else ""
+        said = (str(e).splitlines() or ["no message"])[0].rstrip(".")
+        hint = f". Its own is {written(own)}" if own is not None else ""
+        raise ModelError(
+            f"`{spec or label}` does not take what `{dataset.name}` gives, {written(dataset.shapes)} ({kinds}, batch first): "
+            f"{where}{type(e).__name__}: {said}{hint}"
+        ) from e
     known = names if names is not None and len(names) >= len(inputs) else tuple(f"input{i}" for i in range(len(inputs)))
     return Source(label, net, example, known[: len(inputs)], dataset, trained, origin)
 
@@ -219,7 +296,7 @@ def _parameters(net: nn.Module) -> tuple[str, ...] | None:
 def _no_model(model: str) -> Exception:
     """The error for a MODEL that is none: a path that is not there, a kind of file that is not read, or a bad name."""
     path = Path(model)
-    offered = [*MODELS, "file.py:factory", *(f"{name}:NAME" for name in zoo.ZOOS)]
+    offered = [*MODELS, "file.py:factory", "file.onnx", *(f"{name}:NAME" for name in zoo.ZOOS)]
     if model and (path.suffix in FILES or path.exists() or len(path.parts) > 1):
         kind = path.suffix or ("a folder" if path.is_dir() else "no suffix")
         why = f"{model} ({kind}) is not taken as MODEL" if path.exists() else f"there is no file {model}"

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -66,7 +68,8 @@ def from_zoo(spec: str, *, pretrained: bool = False, classes: int | None = None,
     zoo = ZOOS[package]
     library = _imported(spec, zoo.package)
     _check_name(library, zoo, name)
-    with torch.random.fork_rng(devices=[]), _restricted():
+    before = _downloaded()
+    with torch.random.fork_rng(devices=[]), _restricted(), redirect_stdout(sys.stderr):  # libraries announce their downloads
         torch.manual_seed(seed)
         try:
             net = zoo.make(library, name, classes, pretrained)
@@ -74,6 +77,8 @@ def from_zoo(spec: str, *, pretrained: bool = False, classes: int | None = None,
             why = (str(e).splitlines() or [""])[0].rstrip(".") or type(e).__name__
             if not pretrained:
                 raise ModelError(f"{zoo.package} cannot make `{spec}`: {why}") from e
+            if (file := _unreadable(e)) is not None:
+                raise _damaged(spec, file, e, new=file in _downloaded() - before) from e
             raise ModelError(
                 f"the trained weights of `{spec}` are neither in {zoo.package}'s cache nor to be downloaded: {why}. Give a "
                 "file with --weights; for speed and size alone --random-weights"
@@ -81,6 +86,40 @@ def from_zoo(spec: str, *, pretrained: bool = False, classes: int | None = None,
     if not isinstance(net, nn.Module):
         raise ModelError(f"{zoo.package} made a {type(net).__name__} of `{spec}`, not an nn.Module")
     return net.eval(), zoo.shape(library, name, net)
+
+
+READERS = {"load_state_dict_from_url": ("cached_file",), "load_state_dict_from_hf": ("cached_safe_file", "cached_file")}
+"""The functions of torch.hub and timm that read a downloaded file -> what they call it, the one read first first."""
+
+
+def _downloaded() -> frozenset[Path]:
+    """The files in torch's cache of downloads."""
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    return frozenset(folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _unreadable(error: Exception) -> Path | None:
+    """The downloaded file that was being read when `error` arose; None where it was something else.
+
+    torch.hub takes a connection that ends too early for the end of the file, and checks a hash only where the library asks for
+    it: such a file stays in its cache and fails each time. huggingface_hub compares sizes before a file gets its name.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name in READERS.get(frame.f_code.co_name, ()):
+            file = frame.f_locals.get(name)
+            if isinstance(file, str) and Path(file).is_file():
+                return Path(file)
+    return None
+
+
+def _damaged(spec: str, file: Path, error: Exception, *, new: bool) -> ModelError:
+    """The error for a downloaded file that cannot be read; a `new` one is removed, so that the next run asks for it again."""
+    # The first sentence: torch goes on with the dangerous advice to read the file as code.
+    why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].partition('. ')[0].rstrip('.')}"
+    if not new:
+        return ModelError(f"the trained weights of `{spec}` in {file.resolve()} cannot be read ({why}): delete that file")
+    file.unlink(missing_ok=True)
+    return ModelError(f"the trained weights of `{spec}` came damaged or incomplete ({why}) and are removed again: run it again")
 
 
 def _imported(spec: str, package: str) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,16 +23,6 @@ EXACT_IN_FLOAT = {"getitem"} | {f"aten.{op}" for op in (*_ROUND_ONCE, *_MOVE, *_
 def rounds_once(node: fx.Node) -> bool:
     """Whether the float operator gives the same bits in every library."""
     return op_name(node) in EXACT_IN_FLOAT and node.kwargs.get("rounding_mode") is None
-
-
-def live(steps: Sequence[Step], outputs: Iterable[str]) -> list[Step]:
-    """The steps that the outputs need."""
-    needed, kept = set(outputs), []
-    for step in reversed(steps):
-        if step.name in needed:
-            needed.update(step.inputs)
-            kept.append(step)
-    return kept[::-1]
 
 
 def mark_inexact(steps: Iterable[Step]) -> Iterator[Step]:

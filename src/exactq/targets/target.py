@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -30,7 +31,9 @@ class Target:
     """A runtime: what it can do, how its kernels compute, how its files are written, and the runtime itself.
 
     `open(model)` instruments a file for `trace`; `timed(model, threads)` only runs it. `isas` are the instruction sets whose
-    integers were measured.
+    integers were measured. `alone` is a Python file that loads the runtime and numpy and nothing else of weight, so that a
+    process can tell a model's memory from everybody else's: its `start()` makes the runtime ready, its `load(path, threads)`
+    gives a function of the model's inputs as arrays.
     """
 
     name: str
@@ -43,3 +46,4 @@ class Target:
     detect_isa: Callable[[], str]
     open: Callable[[bytes], Runtime]
     timed: Callable[[bytes, int], Callable[[Sequence[Tensor]], tuple[Tensor, ...]]]
+    alone: Path

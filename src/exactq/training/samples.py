@@ -65,12 +65,17 @@ def _chosen(split: Streamed, every: int, *, held: bool) -> Streamed:
     return Streamed(lambda: (b for position, b in enumerate(split) if (position % every == every - 1) == held))
 
 
-def epoch_of(split: Split, epoch: int, *, size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-    """The batches of an epoch after the first `skip`: by index in an order of its own, of a stream in the stream's."""
+def epoch_of(split: Split, epoch: int, *, size: int, seed: int, skip: int = 0) -> Iterator[Batch | None]:
+    """The batches of an epoch after the first `skip`: by index in an order of its own, of a stream in the stream's.
+
+    None stands for a batch of which no sample can be read, so that the others keep their places.
+    """
     if isinstance(split, Streamed):
         return islice(iter(split), skip, None)
     shuffled = split.shuffled(seed * 1_000_003 + epoch)
-    return iter(replace(shuffled, order=shuffled.order[skip * size :], size=size)) if skip * size < split.samples else iter(())
+    if skip * size >= split.samples:
+        return iter(())
+    return replace(shuffled, order=shuffled.order[skip * size :], size=size).places()
 
 
 def batches_in(split: Split, size: int) -> int:

@@ -6,17 +6,18 @@ weights are no longer free in size; rates are those of fine-tuning, not of train
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from exactq import cache
 from exactq.calibration.collect import check_inputs
 from exactq.datasets.splits import Batch, Indexed, Split
 from exactq.errors import DataError, ModelError, UsageError
@@ -62,19 +63,26 @@ class Model(Protocol):
 
 Q = TypeVar("Q", bound=Model)
 
+SAVE_SECONDS = 30.0
+"""How long a training goes on at most without its state being saved; when it is saved changes nothing of it."""
+
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history: the mean loss while training (None before it began), and the score after it; more is better."""
+    """One line of the history: the mean loss while training (None before it began), and the score after it; more is better.
+
+    `metric` is what `watch` found then; it chooses nothing.
+    """
 
     epoch: int
     loss: float | None
     score: float
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What `progress` is told after each step, and with a score after each epoch."""
+    """What `progress` is told after each step, and with a score and a metric after each epoch."""
 
     step: int
     steps: int
@@ -82,6 +90,11 @@ class Moment:
     loss: float
     rate: float
     score: float | None = None
+    metric: float | None = None
+
+
+class Diverged(DataError):
+    """Losses, gradients or weights that are no longer finite: the rate is too high, or inputs are extreme."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +114,18 @@ def tune(
     objective: Objective = DISTILLATION,
     method: Method = straight_through,
     evaluate: Callable[[Run], float] | None = None,
+    watch: Callable[[Run, Split], float] | None = None,
     progress: Callable[[Moment], None] | None = None,
     state_path: Path | None = None,
     save_every: int = 100,
 ) -> Tuned[Q]:
     """`quantized` with weights and biases trained on its grids; plan, names and observers are the same.
 
-    An epoch is scored by `evaluate(run)`, more is better, or by the negative loss on what the course holds out. With
-    `state_path` the state is written there every `save_every` steps and after each epoch, and a training that was killed goes
-    on from it to the same weights, bit for bit; the file stays, so asking again gives the same answer at once. Raises
-    `DataError` for data that does not fit and for a training that diverges, `ModelError` for a model without weights.
+    An epoch is scored by `evaluate(run)`, more is better, or by the negative loss on what the course holds out; `watch(run,
+    held)` finds one more number on the latter, for people. With `state_path` the state is written there every `save_every`
+    steps, at least twice a minute, and after each epoch, and a training that was killed goes on from it to the same weights,
+    bit for bit; the file stays, so asking again gives the same answer at once. Raises `DataError` for data that does not fit,
+    `Diverged` for a training that does, `ModelError` for a model without weights.
     """
     if save_every < 1:
         raise UsageError(f"the state is saved every {save_every} steps: 1 or more")
@@ -120,7 +135,7 @@ def tune(
     if held is None and evaluate is None:
         raise UsageError("held_out is 0, so nothing chooses the best epoch: hold a share out, or give `evaluate`")
     with _surroundings(course):
-        loop = _Loop(start, method(start), course, objective, train, held, evaluate)
+        loop = _Loop(start, method(start), course, objective, train, held, evaluate, watch)
         loop.resume(state_path, _job(start, course, objective, train) if state_path is not None else "")
         loop.run(progress, save_every)
     note = f"weights and biases were fine-tuned on the plan's grids by {objective.name}: epoch {loop.best} of {course.epochs}"
@@ -175,9 +190,10 @@ class _Loop:
         train: Split,
         held: Split | None,
         evaluate: Callable[[Run], float] | None,
+        watch: Callable[[Run, Split], float] | None,
     ) -> None:
         self.start, self.simulation, self.course, self.objective = start, simulation, course, objective
-        self.train, self.held, self.evaluate = train, held, evaluate
+        self.train, self.held, self.evaluate, self.watch = train, held, evaluate, watch
         self.teacher = program(start.graph)
         self.features = _features(start) if objective.features else ()
         self.state = simulation.begin()
@@ -190,7 +206,7 @@ class _Loop:
         self.history: list[Epoch] = []
         self.best, self.best_state = 0, self.state.copy()
         self.path: Path | None = None
-        self.job = ""
+        self.job, self.saved = "", perf_counter()
 
     @property
     def steps(self) -> int:
@@ -210,10 +226,13 @@ class _Loop:
         while self.epoch < self.course.epochs and not self._tired():
             batches = epoch_of(self.train, self.epoch, size=self.course.batch, seed=self.course.seed, skip=self.done)
             for batch in batches:
+                if batch is None:
+                    self.done += 1
+                    continue
                 step = self.epoch * self.per_epoch + self.done
                 rate = rate_at(step, self.steps, self.course.rate)
                 loss = self._step(batch, step, rate)
-                if self.path is not None and (step + 1) % save_every == 0:
+                if (step + 1) % save_every == 0 or perf_counter() - self.saved > SAVE_SECONDS:
                     self._save()
                 if progress is not None:
                     progress(Moment(step + 1, self.steps, self.epoch + 1, loss, rate))
@@ -221,16 +240,15 @@ class _Loop:
                 raise DataError(
                     f"the training data gave {self.done} batches in epoch {self.epoch + 1}, {self.per_epoch} before"
                 )
+            if not self.samples:
+                raise DataError("none of the training data can be read: give other data")
             mean = self.loss / self.samples
             self.epoch, self.done, self.loss, self.samples = self.epoch + 1, 0, 0.0, 0
             self._score(mean)
             if progress is not None:
-                at = self.epoch * self.per_epoch
-                progress(
-                    Moment(
-                        at, self.steps, self.epoch, mean, rate_at(at - 1, self.steps, self.course.rate), self.history[-1].score
-                    )
-                )
+                at, line = self.epoch * self.per_epoch, self.history[-1]
+                rate = rate_at(at - 1, self.steps, self.course.rate)
+                progress(Moment(at, self.steps, self.epoch, mean, rate, line.score, line.metric))
 
     def _tired(self) -> bool:
         return self.course.patience is not None and self.epoch - self.best >= self.course.patience
@@ -249,8 +267,8 @@ class _Loop:
         self.loss += loss.item() * len(batch)
         return loss.item()
 
-    def _diverged(self, how: str) -> DataError:
-        return DataError(
+    def _diverged(self, how: str) -> Diverged:
+        return Diverged(
             f"training diverged after {self.epoch * self.per_epoch + self.done} of {self.steps} steps: {how}; lower the rate "
             f"({self.course.rate:g}), or look for extreme inputs"
         )
@@ -282,13 +300,13 @@ class _Loop:
         state = self.simulation.settle(self.state)
         with torch.no_grad():
             score = self._held_out(state) if self.evaluate is None else float(self.evaluate(self._run(state)))
+            metric = float(self.watch(self._run(state), self.held)) if self.watch and self.held else None
         if math.isnan(score):
-            raise DataError(f"the score after epoch {self.epoch} is not a number: the metric, or the model, is not finite")
+            raise Diverged(f"the score after epoch {self.epoch} is not a number: the metric, or the model, is not finite")
         if not self.history or score > self.history[self.best].score:
             self.best, self.best_state = self.epoch, self.state.copy()
-        self.history.append(Epoch(self.epoch, loss, score))
-        if self.path is not None:
-            self._save()
+        self.history.append(Epoch(self.epoch, loss, score, metric))
+        self._save()
 
     def _run(self, state: State) -> Run:
         return lambda inputs: self.simulation.forward(state, inputs, ()).outputs
@@ -302,7 +320,9 @@ class _Loop:
         return -total / samples
 
     def _save(self) -> None:
-        assert self.path is not None
+        """Nothing; the state is in its file, where there is one."""
+        if self.path is None:
+            return
         facts = {
             "epoch": self.epoch,
             "done": self.done,
@@ -318,6 +338,7 @@ class _Loop:
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": t for key, t in entry.items() if isinstance(t, Tensor)}
         checkpoint.save(Checkpoint(self.job, facts, tensors), self.path)
+        self.saved = perf_counter()
 
     def _restore(self, found: Checkpoint) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
@@ -347,19 +368,14 @@ def _features(start: Start) -> tuple[str, ...]:
 
 def _job(start: Start, course: Course, objective: Objective, train: Split) -> str:
     """The hash of what a training depends on: weights, grids, plan, settings, the first batch and the number of samples."""
-    digest = hashlib.sha256()
     first = next(iter(train))
     tensors = dict(start.trained)
     for name, at in start.grids.items():
         tensors |= {f"{name}/scale": at.scale, f"{name}/zero": at.zero}
     tensors |= {f"input {position}": x for position, x in enumerate(first.inputs)}
     tensors |= {"labels": first.labels} if first.labels is not None else {}
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     samples = train.samples if isinstance(train, Indexed) else -1
-    digest.update(f"{samples} {course} {objective.name}\n{document.to_yaml(start.plan)}".encode())
-    return digest.hexdigest()
+    return cache.key(cache.digest(tensors), samples, repr(course), objective.name, document.to_yaml(start.plan))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from exactq.kernels.mlas.anatomy import ANATOMIES
 from exactq.kernels.mlas.conv import conv, conv_accumulator
 from exactq.kernels.mlas.elementwise import add, mul
 from exactq.kernels.mlas.gemm import gemm, gemm_accumulator, matmul, matmul_accumulator
@@ -39,9 +40,10 @@ KERNELS: Mapping[str, Callable[..., Callable[..., Tensor]]] = {
     "transpose": transpose,
     "reshape": reshape,
 }
-"""Name -> factory. `saturates`, `conv_accumulator` and `gemm_accumulator` say how an integer came about."""
+"""Name -> factory. `ANATOMIES` has the same names: how one element of the result comes about."""
 
 __all__ = [
+    "ANATOMIES",
     "ISAS",
     "KERNELS",
     "PAIR_LIMIT",

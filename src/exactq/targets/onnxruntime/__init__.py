@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from exactq.graphs.graph import Graph
 from exactq.kernels.mlas import ISAS
-from exactq.targets.onnxruntime import runtime
+from exactq.targets.onnxruntime import alone, runtime
 from exactq.targets.onnxruntime.emit import emit, serialized
 from exactq.targets.onnxruntime.lower import lower
 from exactq.targets.onnxruntime.rules import NAME, ability
@@ -40,4 +41,5 @@ ONNXRUNTIME = Target(
     detect_isa=runtime.detect_isa,
     open=_open,
     timed=_timed,
+    alone=Path(alone.__file__),
 )

@@ -7,6 +7,7 @@ activation behind it only where the output grid already ends at the activation's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,10 @@ from torch import Tensor, fx
 from exactq.graphs.graph import Graph, constant, op_name
 from exactq.graphs.programs import bind
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
-from exactq.kernels.mlas.conv import conv
-from exactq.kernels.mlas.elementwise import add, mul
-from exactq.kernels.mlas.gemm import gemm, matmul
-from exactq.kernels.mlas.pool import average_pool, global_average_pool
-from exactq.kernels.mlas.quantize import dequantize_linear, quantize_linear
-from exactq.kernels.mlas.table import concat, leaky_relu, sigmoid
+from exactq.kernels.anatomy import Anatomy, Moved
+from exactq.kernels.mlas import ANATOMIES, KERNELS, dequantize_linear
 from exactq.numerics.formats import Grid
-from exactq.targets.lowering import Operand, folded, live, mark_inexact, operand, rounds_once
+from exactq.targets.lowering import Operand, folded, mark_inexact, operand, rounds_once
 from exactq.targets.onnxruntime.operators import MOVES
 from exactq.traces import Program, Step
 
@@ -36,8 +33,8 @@ def lower(graph: Graph, isa: str) -> Program:
     runtime's says why in `inexact`.
     """
     inputs = tuple(i.name for i in graph.inputs)
-    steps = mark_inexact(live(list(_steps(graph, isa)), graph.outputs))
-    return Program(inputs, tuple(steps), graph.outputs)
+    live = Program(inputs, tuple(_steps(graph, isa)), graph.outputs).towards(graph.outputs)
+    return replace(live, steps=tuple(mark_inexact(live.steps)))
 
 
 def _steps(graph: Graph, isa: str) -> Iterator[Step]:
@@ -79,11 +76,10 @@ def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, isa: str) -> Step:
             source = behind
     maker = _KERNELS.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
     made = maker(graph, root, q.grid, isa) if maker is not None else None
+    covers: tuple[str, ...] = (graph.name(root),) if root is q.source else (graph.name(root), graph.name(q.source))
     if made is None:
-        return Step(name, quantize_linear(q.grid), (graph.name(source),), "mlas.quantize_linear", q.grid)
-    run, reads, kernel = made
-    covers = (graph.name(root),) if root is q.source else (graph.name(root), graph.name(q.source))
-    return Step(name, run, reads, f"mlas.{kernel}", q.grid, covers=covers)
+        made, covers = _made("quantize_linear", (graph.name(source),), q.grid), ()
+    return Step(name, made.run, made.reads, f"mlas.{made.kernel}", q.grid, covers=covers, anatomy=made.anatomy)
 
 
 def removed(activation: fx.Node, grid: Grid) -> bool:
@@ -139,12 +135,37 @@ def _moved(graph: Graph, name: str, q: QuantizeNode) -> Step | None:
         value = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
         fill = float(q.grid.encode(torch.tensor(value)))
         run = partial(F.pad, pad=list(node.args[1]), value=fill)  # type: ignore[arg-type]
-    return Step(name, run, (x.name,), f"{op_name(node)} on codes", q.grid, covers=(graph.name(node),))
+    anatomy = _largest(node) if "max_pool" in op_name(node) else Moved()
+    return Step(name, run, (x.name,), f"{op_name(node)} on codes", q.grid, covers=(graph.name(node),), anatomy=anatomy)
 
 
-Made = tuple[Callable[..., Tensor], tuple[str, ...], str]
+def _largest(node: fx.Node) -> Anatomy:
+    rank = int(op_name(node)[-2])
+    kernel = _axes(node.args[1], rank)
+    return ANATOMIES["max_pool"](
+        kernel=kernel,
+        stride=_axes(_arg(node, 2, "stride", []) or kernel, rank),
+        padding=_axes(_arg(node, 3, "padding", 0), rank) * 2,
+        dilation=_axes(_arg(node, 4, "dilation", 1), rank),
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A kernel with its constants in place, its anatomy, the codes it reads, and its name."""
+
+    run: Callable[..., Tensor]
+    anatomy: Anatomy
+    reads: tuple[str, ...]
+    kernel: str
+
+
+def _made(kernel: str, reads: tuple[str, ...], /, *constants: Any, **options: Any) -> Made:
+    return Made(KERNELS[kernel](*constants, **options), ANATOMIES[kernel](*constants, **options), reads, kernel)
+
+
 Maker = Callable[[Graph, fx.Node, Grid, str], Made | None]
-"""The kernel of an operator with that output grid, the codes it reads and its name; None where it runs in float."""
+"""The kernel of an operator with that output grid; None where it runs in float."""
 
 
 def _arg(node: fx.Node, index: int, name: str, default: Any) -> Any:
@@ -153,6 +174,11 @@ def _arg(node: fx.Node, index: int, name: str, default: Any) -> Any:
 
 def _tuple(value: Any) -> tuple[int, ...]:
     return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def _axes(value: Any, rank: int) -> tuple[int, ...]:
+    numbers = _tuple(value)
+    return numbers * rank if len(numbers) == 1 else numbers
 
 
 def _weighted(graph: Graph, node: fx.Node) -> tuple[Operand, Tensor, Grid, Tensor | None] | None:
@@ -174,23 +200,23 @@ def _conv(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     )
     padding = padding * rank if len(padding) == 1 else padding
     groups = int(_arg(node, 6, "groups", 1))
-    run = conv(weight, bias, x=x.grid, w=w, y=y, stride=stride, padding=padding * 2, dilation=dilation, groups=groups, isa=isa)
-    return run, (x.name,), "conv"
+    options = {"stride": stride, "padding": padding * 2, "dilation": dilation, "groups": groups}
+    return _made("conv", (x.name,), weight, bias, x=x.grid, w=w, y=y, isa=isa, **options)
 
 
 def _linear(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     if (found := _weighted(graph, node)) is None:
         return None
     x, weight, w, bias = found
-    return gemm(weight, bias, x=x.grid, w=w, y=y, isa=isa), (x.name,), "gemm"
+    return _made("gemm", (x.name,), weight, bias, x=x.grid, w=w, y=y, isa=isa)
 
 
-def _binary(kernel: Callable[[Grid, Grid, Grid], Callable[..., Tensor]], name: str) -> Maker:
+def _binary(kernel: str) -> Maker:
     def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
         a, b = operand(graph, node.args[0]), operand(graph, node.args[1])
         if a is None or b is None or node.kwargs.get("alpha", 1) != 1:
             return None
-        return kernel(a.grid, b.grid, y), (a.name, b.name), name
+        return _made(kernel, (a.name, b.name), a.grid, b.grid, y)
 
     return make
 
@@ -199,37 +225,35 @@ def _matmul(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     a, b = operand(graph, node.args[0]), operand(graph, node.args[1])
     if a is None or b is None:
         return None
-    return matmul(a=a.grid, b=b.grid, y=y, isa=isa), (a.name, b.name), "matmul"
+    return _made("matmul", (a.name, b.name), a=a.grid, b=b.grid, y=y, isa=isa)
 
 
-def _unary(kernel: Callable[[Grid, Grid, fx.Node], Callable[..., Tensor] | None], name: str) -> Maker:
+def _unary(kernel: str, options: Callable[[fx.Node], dict[str, Any] | None] = lambda node: {}) -> Maker:
     def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
-        x = operand(graph, node.args[0])
-        run = None if x is None else kernel(x.grid, y, node)
-        return None if x is None or run is None else (run, (x.name,), name)
+        x, given = operand(graph, node.args[0]), options(node)
+        return None if x is None or given is None else _made(kernel, (x.name,), x.grid, y, **given)
 
     return make
 
 
-def _adaptive(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor] | None:
-    return global_average_pool(x, y) if all(s == 1 for s in _tuple(node.args[1])) else None
+def _leaky(node: fx.Node) -> dict[str, Any]:
+    return {"slope": float(_arg(node, 1, "negative_slope", 0.01))}
 
 
-def _average(x: Grid, y: Grid, node: fx.Node) -> Callable[..., Tensor]:
+def _adaptive(node: fx.Node) -> dict[str, Any] | None:
+    return {} if all(s == 1 for s in _tuple(node.args[1])) else None
+
+
+def _average(node: fx.Node) -> dict[str, Any]:
     rank = int(op_name(node)[-2])
-    kernel = _tuple(node.args[1]) * (rank if len(_tuple(node.args[1])) == 1 else 1)
-    stride = _arg(node, 2, "stride", []) or kernel
-    padding = _tuple(_arg(node, 3, "padding", 0))
-    padding = padding * rank if len(padding) == 1 else padding
-    return average_pool(
-        x,
-        y,
-        kernel=kernel,
-        stride=_tuple(stride) * (rank if len(_tuple(stride)) == 1 else 1),
-        padding=padding * 2,
-        ceil=bool(_arg(node, 4, "ceil_mode", False)),
-        count_include_pad=bool(_arg(node, 5, "count_include_pad", True)),
-    )
+    kernel = _axes(node.args[1], rank)
+    return {
+        "kernel": kernel,
+        "stride": _axes(_arg(node, 2, "stride", []) or kernel, rank),
+        "padding": _axes(_arg(node, 3, "padding", 0), rank) * 2,
+        "ceil": bool(_arg(node, 4, "ceil_mode", False)),
+        "count_include_pad": bool(_arg(node, 5, "count_include_pad", True)),
+    }
 
 
 def _concat(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
@@ -238,7 +262,7 @@ def _concat(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
     if len(known) != len(operands):
         return None
     axis = int(_arg(node, 1, "dim", 0))
-    return concat([o.grid for o in known], y, axis=axis), tuple(o.name for o in known), "concat"
+    return _made("concat", tuple(o.name for o in known), [o.grid for o in known], y, axis=axis)
 
 
 _KERNELS: dict[str, Maker] = {
@@ -247,15 +271,15 @@ _KERNELS: dict[str, Maker] = {
     "aten.conv3d": _conv,
     "aten.linear": _linear,
     "aten.matmul": _matmul,
-    "aten.add": _binary(add, "add"),
-    "aten.mul": _binary(mul, "mul"),
+    "aten.add": _binary("add"),
+    "aten.mul": _binary("mul"),
     "aten.cat": _concat,
-    "aten.sigmoid": _unary(lambda x, y, _: sigmoid(x, y), "sigmoid"),
-    "aten.leaky_relu": _unary(lambda x, y, n: leaky_relu(x, y, slope=float(_arg(n, 1, "negative_slope", 0.01))), "leaky_relu"),
-    "aten.adaptive_avg_pool1d": _unary(_adaptive, "global_average_pool"),
-    "aten.adaptive_avg_pool2d": _unary(_adaptive, "global_average_pool"),
-    "aten.adaptive_avg_pool3d": _unary(_adaptive, "global_average_pool"),
-    "aten.avg_pool1d": _unary(_average, "average_pool"),
-    "aten.avg_pool2d": _unary(_average, "average_pool"),
-    "aten.avg_pool3d": _unary(_average, "average_pool"),
+    "aten.sigmoid": _unary("sigmoid"),
+    "aten.leaky_relu": _unary("leaky_relu", _leaky),
+    "aten.adaptive_avg_pool1d": _unary("global_average_pool", _adaptive),
+    "aten.adaptive_avg_pool2d": _unary("global_average_pool", _adaptive),
+    "aten.adaptive_avg_pool3d": _unary("global_average_pool", _adaptive),
+    "aten.avg_pool1d": _unary("average_pool", _average),
+    "aten.avg_pool2d": _unary("average_pool", _average),
+    "aten.avg_pool3d": _unary("average_pool", _average),
 }

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from exactq.errors import TargetError
-from exactq.targets.onnxruntime import tracing
+from exactq.targets.onnxruntime import alone, tracing
 from exactq.traces import Trace
 
 VERSION: str = ort.__version__
@@ -26,15 +26,13 @@ def session(model: bytes, *, threads: int = 0, optimized: Path | None = None, op
 
     `threads` 0 leaves the number to ONNX Runtime. Raises `TargetError` with the runtime's own words.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors are raised; the logger would only repeat them on stderr
-    options.intra_op_num_threads = threads
+    options = alone.options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=alone.PROVIDERS)
     except Exception as error:
         raise TargetError(f"ONNX Runtime {VERSION} cannot load the model: {str(error).strip().splitlines()[0]}") from error
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
-from exactq.targets.pytorch import runtime
+from exactq.targets.pytorch import alone, runtime
 from exactq.targets.pytorch.emit import emit
 from exactq.targets.pytorch.lower import lower
 from exactq.targets.pytorch.rules import ENGINES, ISAS, ability
@@ -41,6 +42,7 @@ def _target(engine: str) -> Target:
         detect_isa=partial(runtime.detect_isa, engine),
         open=partial(_open, engine),
         timed=partial(_timed, engine),
+        alone=Path(alone.__file__),
     )
 
 

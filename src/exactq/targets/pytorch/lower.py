@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from exactq.graphs.graph import Graph
 from exactq.kernels import aten, fbgemm, onednn, qnnpack
-from exactq.targets.lowering import live, mark_inexact
+from exactq.targets.lowering import mark_inexact
 from exactq.targets.pytorch.calls import (
     Adaptive,
     Average,
@@ -41,8 +42,8 @@ def lower(engine: str, graph: Graph, isa: str) -> Program:
         run, kernel = _kernel(call.what, engine, isa)
         inexact = call.inexact or _undecided(call.what, kernel, isa)
         steps.append(Step(call.name, run, call.inputs, kernel, call.grid, inexact, call.covers))
-    kept = mark_inexact(live(steps, graph.outputs))
-    return Program(tuple(i.name for i in graph.inputs), tuple(kept), graph.outputs)
+    live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
+    return replace(live, steps=tuple(mark_inexact(live.steps)))
 
 
 Made = tuple[Callable[..., Any], str]

@@ -1,0 +1,97 @@
+"""The explanation comes to the emulator's code, for every kernel, on both instruction sets, on random and extreme elements.
+
+Every explanation compares its code with the emulator's and raises where they differ; here the figures must add up, too.
+EXACTQ_SEED=N draws other networks and elements.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from tests.targets.drawn import drawn
+from tests.targets.networks import EXAMPLES, WHOLE, Example, batch, quantized
+from torch import Tensor
+
+from exactq.explanation import Explanation, explain_many
+from exactq.explanation.wording import WIDTH
+from exactq.kernels.anatomy import place_of
+from exactq.traces import Step
+
+SEED = int(os.environ.get("EXACTQ_SEED", "0"))
+FAST = {
+    "conv2d grouped",
+    "linear of rows",
+    "max_pool2d of 2",
+    "avg_pool2d of 2",
+    "matmul of rows",
+    "cat of channels",
+    "leaky_relu",
+    "permute",
+    "slice",
+    "pad with a value",
+    "gated",
+    "several",
+}
+"""What always runs: each kind of anatomy between others. The rest of the examples are slow ones."""
+
+
+def marked(example: Example) -> object:
+    return pytest.param(example, id=example.name, marks=() if example.name in FAST else (pytest.mark.slow,))
+
+
+ALL = [marked(e) for e in (*(e for several in EXAMPLES.values() for e in several), *WHOLE)]
+
+
+def some(count: int, seed: int) -> Callable[..., Iterable[tuple[int, ...]]]:
+    """A choice of elements: corners, the largest and the smallest code, and some at random."""
+    chance = random.Random(seed)
+
+    def choose(step: Step, codes: Tensor, reference: Tensor) -> Iterable[tuple[int, ...]]:
+        flat = codes.flatten().to(torch.int32)
+        places = {0, len(flat) - 1, int(flat.argmax()), int(flat.argmin())}
+        places |= {chance.randrange(len(flat)) for _ in range(count)}
+        return [place_of(i, tuple(codes.shape)) for i in sorted(places)]
+
+    return choose
+
+
+def adds_up(found: Explanation) -> None:
+    """Shown terms and the rest are the sum; sum, saturation and bias are the accumulator; the last code is the code."""
+    steps = {step.name: step for step in found.steps}
+    for name in ("products", "saturation"):
+        if name in steps and steps[name].rows:
+            assert sum(row["term"] for row in steps[name].rows) == steps[name].value
+    if found.kernel == "mlas.global_average_pool":
+        assert sum(row["term"] for row in steps["sum"].rows) == steps["sum"].value
+    if "accumulator" in steps:
+        parts = [steps[n].value for n in ("products", "saturation", "bias") if n in steps]
+        exact = sum(int(part) for part in parts)
+        assert steps["accumulator"].values["exact"] == exact
+        assert (int(steps["accumulator"].value) - exact) % 2**32 == 0
+        assert steps["zero points"].values["raw"] - steps["zero points"].value == steps["products"].value
+    assert found.real == steps["real"].value
+    assert all(len(line) <= WIDTH for line in str(found).splitlines())
+
+
+@pytest.mark.parametrize("example", ALL)
+def test_the_explanation_of_an_element_is_the_emulators_code(example: Example) -> None:
+    made = quantized(example)
+    extreme = tuple(x.sign() * 50 for x in batch(example, 2, 4))
+    for isa in made.target.isas:
+        for inputs in (batch(example, 3, SEED + 3, 1.5), extreme):
+            found = list(explain_many(made, inputs, some(3, SEED), isa=isa))
+            assert len(found) >= 4
+            for one in found:
+                adds_up(one)
+
+
+@pytest.mark.parametrize("seed", range(SEED * 1000, SEED * 1000 + int(os.environ.get("EXACTQ_NETWORKS", "3"))))
+def test_the_explanation_of_a_drawn_network_is_the_emulators_code(seed: int) -> None:
+    made, batches = drawn(seed)
+    for isa in made.target.isas:
+        for found in explain_many(made, batches[2], some(4, seed), isa=isa):
+            adds_up(found)
