@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exactq.errors import ModelError, UsageError
-from exactq.kernels import mlas, sums
-from exactq.kernels.mlas import elementwise, pairs
+from exactq.kernels import mlas, pairs, sums
+from exactq.kernels.mlas import elementwise
 from exactq.numerics.formats import INT8, INT16, UINT8, Format, Grid
 
 SEED = int(os.environ.get("EXACTQ_SEED", "0"))

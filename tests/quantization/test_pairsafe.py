@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exactq.errors import ModelError
-from exactq.kernels.mlas.pairs import kernel_order
+from exactq.kernels.pairs import kernel_order
 from exactq.numerics.formats import INT4, INT8, Format
 from exactq.numerics.measures import sqnr_db
 from exactq.quantization.nearest import minmax_grid, mse_grid

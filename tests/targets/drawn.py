@@ -151,8 +151,8 @@ class Drawn(nn.Module):
         return (lambda x: x.flatten(1)), (at,)
 
 
-def drawn(seed: int) -> tuple[Quantized, list[tuple[Tensor, ...]]]:
-    """A random network, quantized, and 3 batches of 1, 5 and 10 inputs."""
+def drawn(seed: int, target: str = "onnxruntime") -> tuple[Quantized, list[tuple[Tensor, ...]]]:
+    """A random network, quantized for a target, and 3 batches of 1, 5 and 10 inputs."""
     model = Drawn(seed).eval()
     generator = torch.Generator().manual_seed(seed)
 
@@ -162,5 +162,5 @@ def drawn(seed: int) -> tuple[Quantized, list[tuple[Tensor, ...]]]:
     recipe = ("w8a8", "portable", "w8a8-linear-w4")[seed % 3]
     if recipe == "w8a8-linear-w4" and not any(isinstance(m, nn.Linear) for m in model.modules()):
         recipe = "w8a8"
-    made = exactq.quantize(model, batch(2, 1), calibration=[batch(16, 1)], recipe=recipe)
+    made = exactq.quantize(model, batch(2, 1), calibration=[batch(16, 1)], target=target, recipe=recipe)
     return made, [batch(1, 1), batch(5, 1.5), batch(10, 3)]

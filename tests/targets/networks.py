@@ -166,6 +166,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example("cat of columns", two(lambda a, b: torch.cat([a, b], -1)), IMAGE),
     ),
     "aten.sigmoid": (Example("sigmoid", between(2, torch.sigmoid), IMAGE),),
+    "aten.hardswish": (Example("hardswish", between(2, F.hardswish), IMAGE),),
     "aten.leaky_relu": (Example("leaky_relu", between(2, lambda x: F.leaky_relu(x, 0.1)), IMAGE),),
     "aten.relu": (
         Example("relu behind conv", between(2, F.relu), IMAGE),

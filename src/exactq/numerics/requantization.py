@@ -42,6 +42,27 @@ def rounding_to_codes(y: Grid, *, nan: bool) -> Callable[[Tensor], Tensor]:
     return finish
 
 
+def packing_to_codes(y: Grid, *, relu: bool = False) -> Callable[[Tensor], Tensor]:
+    """The function from steps (float32) to codes as x86 kernels go: CVTPS2DQ, PACKSSDW, PADDSW of the zero, PACKUSWB.
+
+    Rounds to even before the zero is added. From 2³¹ on, and for NaN, CVTPS2DQ gives −2³¹, and so the lowest code. With `relu`
+    the lowest code is the zero's own.
+
+    >>> from exactq.numerics.formats import UINT8
+    >>> y = Grid(UINT8, torch.tensor(1.0), torch.tensor(10, dtype=torch.int32))
+    >>> packing_to_codes(y)(torch.tensor([0.5, 300.0, 2.0**31]))
+    tensor([ 10., 255.,   0.])
+    """
+    zero, (lo, hi) = scalar_zero(y), stored_range(y)
+    lo = zero if relu else lo
+
+    def finish(steps: Tensor) -> Tensor:
+        steps = steps.masked_fill_(~(steps < 2.0**31), -torch.inf)
+        return steps.round_().clamp_(lo - zero, hi - zero).add_(zero)
+
+    return finish
+
+
 def stored_range(grid: Grid) -> tuple[int, int]:
     """The lowest and highest code that the format's storage holds: runtimes clamp to it and know no narrower range.
 

@@ -15,7 +15,7 @@ from torch import fx
 from exactq.errors import UsageError
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import fake_values, is_compute
-from exactq.numerics.formats import INT32, Format, spelled
+from exactq.numerics.formats import Format, spelled
 from exactq.plans.plan import Edge, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
 from exactq.plans.recipes import Recipe
 from exactq.plans.recipes import Rule as Wish
@@ -216,8 +216,8 @@ def _call_slot(
             return _made(graph, node, patterns, integer, own(f"requantized by {kernel} from its int32 accumulator"))
         case Makes(kernel):
             return _made(graph, node, patterns, integer, own(f"{kernel} makes codes on a grid of its own"))
-        case Passes(kernel):
-            return Same(graph.name(_first(node)), f"{kernel} moves codes and makes none")
+        case Passes(kernel, how=how):
+            return Same(graph.name(_first(node)), f"{kernel} {how}")
         case Activates(kernel):
             root = graph.name(_first(node))
             if patterns.get(root) == name and _first(node) in integer:
@@ -259,12 +259,14 @@ class _Layers:
     def bias_edges(self) -> Iterator[tuple[Edge, Slot]]:
         """For each layer with a bias, the grid of its own products."""
         for node in self.rules:
-            if (bias := weight_and_bias(node)[1]) is not None:
+            if (bias := weight_and_bias(node)[1]) is not None and self.ability.bias is not None:
                 yield Edge(self.graph.name(bias), self.graph.name(node)), self._bias(node)
 
     def _bias(self, node: fx.Node) -> Slot:
+        if self.ability.bias is None:
+            return Float(f"{self.ability.target} adds it to the accumulator as a real")
         product = (self.graph.name(_first(node)), self.graph.name(weight_and_bias(node)[0]))
-        return Product(product, INT32, "added to the accumulator, so it lives on the grid of the products")
+        return Product(product, self.ability.bias, "added to the accumulator, so it lives on the grid of the products")
 
     def _weight(self, weight: fx.Node) -> Slot:
         graph, ability = self.graph, self.ability
@@ -283,10 +285,12 @@ class _Layers:
         stored = ability.stored_bits.get(fmt.bits, fmt.bits)
         if stored != fmt.bits:
             reason += f"; stored in {stored} bits, {ability.target} has no {fmt.bits}-bit kernel for this operator"
-        if ability.saturates and can_saturate:
-            observer = "pairsafe"
+        always = fmt.hi > 64 and any(r.always(n, shape) for n, r in readers.items())
+        if ability.saturates and can_saturate or always:
+            observer = ability.pairs
             reason += f"; pair-safe, for on {ability.isa} the u8×s8 kernel adds pairs of products in a saturating int16"
         elif observer == "pairsafe":
+            observer = ability.pairs
             reason += "; pair-safe, so that kernels which saturate pairs of products in int16 give the same integers"
         if len(names) > 1:
             reason += f"; shared by {', '.join(names)}"

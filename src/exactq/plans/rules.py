@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from exactq.numerics.formats import Format
+from exactq.numerics.formats import INT32, Format
 
 Declines = Callable[[fx.Node], str | None]
 """Why this very call cannot run in integers, or None where it can."""
@@ -26,7 +26,7 @@ class Computes:
     """Multiplies activation codes with weight codes into an int32 accumulator and requantizes it.
 
     `axis` is the weight's output channel. `exempt` says for which weight shapes the kernel never saturates even where
-    `Ability.saturates`.
+    `Ability.saturates`, `always` for which it does even where not.
     """
 
     kernel: str
@@ -34,6 +34,7 @@ class Computes:
     axis: int = 0
     declines: Declines = never
     exempt: Callable[[fx.Node, Sequence[int]], bool] = lambda node, weight_shape: False
+    always: Callable[[fx.Node, Sequence[int]], bool] = lambda node, weight_shape: False
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Makes:
 
 @dataclass(frozen=True)
 class Passes:
-    """Moves or selects codes: the output lives on the grid of the first input."""
+    """Moves, selects or averages codes: the output lives on the grid of the first input. `how` says which in a sentence."""
 
     kernel: str
     source: str
     declines: Declines = never
+    how: str = "moves codes and makes none"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ Rule = Computes | Makes | Passes | Activates
 
 @dataclass(frozen=True)
 class Ability:
-    """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate."""
+    """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate.
+
+    `bias` is the format in which kernels add a bias to their products, on the products' grid; None where they add the real.
+    `pairs` is the weight observer that certifies the pairs which these kernels form.
+    """
 
     target: str
     isa: str
@@ -79,3 +85,5 @@ class Ability:
     saturation_source: str
     stored_bits: Mapping[int, int]
     """Weight bits -> the bits that the artifact stores for each, where the runtime's kernels know no narrower type."""
+    bias: Format | None = INT32
+    pairs: str = "pairsafe"

@@ -211,7 +211,7 @@ class _Fit:
                 raise UsageError(f"`{name}` adds `{b}` to products of `{x}` and `{w}`, not of {wrong}: write {line}: {fitting}")
             if spelled(slot.format) != "int32":
                 raise UsageError(f"`{b}` is in {spelled(slot.format)}: the accumulator it is added to is int32")
-        elif coded_weight and coded_input and self._codes_behind(node):
+        elif self.ability.bias is not None and coded_weight and coded_input and self._codes_behind(node):
             raise UsageError(
                 f"`{b}` is float, but the weight, the input and the output of `{name}` are codes: no kernel adds such a bias; "
                 f"write {fitting}, or make `{w}` float too"

@@ -1,7 +1,7 @@
 """Weight grids with which no int16 pair can saturate, whatever the input.
 
 The kernels of AVX2 without VNNI add neighbouring products in int16, and saturate unless every pair of codes satisfies the
-certificate of `kernels.mlas.pairs`: the same-signed codes of a pair sum to at most 128. A single 127 is allowed: far weaker
+certificate of `kernels.pairs`: the same-signed codes of a pair sum to at most 128. A single 127 is allowed: far weaker
 than 7-bit weights (|w| ≤ 64), and free at run time. Here only scales change: a channel that violates it gets a larger one.
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.errors import ModelError
-from exactq.kernels.mlas.pairs import PAIR_LIMIT, kernel_order, pair_sums
+from exactq.kernels.pairs import PAIR_LIMIT, kernel_order, pair_sums
 from exactq.numerics.formats import Grid
 from exactq.quantization.nearest import lowest_error, unit
 

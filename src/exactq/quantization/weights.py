@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from exactq.errors import ModelError, unknown
+from exactq.kernels import onednn
 from exactq.numerics.formats import Format, Grid
 from exactq.quantization.nearest import minmax_grid, mse_grid
 from exactq.quantization.pairsafe import pairsafe_grid
@@ -18,11 +19,20 @@ def _pairsafe(weight: Tensor, fmt: Format, axis: int | None, groups: int, floor:
     return pairsafe_grid(weight, minmax_grid(weight, fmt, axis, floor=floor), groups=groups)
 
 
+def _pairsafe_taps(weight: Tensor, fmt: Format, axis: int | None, groups: int, floor: Tensor | None) -> Grid:
+    grid = minmax_grid(weight, fmt, axis, floor=floor)
+    return pairsafe_grid(onednn.paired(weight), grid, groups=1)
+
+
 WEIGHT_OBSERVERS: dict[str, Callable[[Tensor, Format, int | None, int, Tensor | None], Grid]] = {
     "minmax": lambda weight, fmt, axis, groups, floor: minmax_grid(weight, fmt, axis, floor=floor),
     "mse": lambda weight, fmt, axis, groups, floor: mse_grid(weight, fmt, axis, floor=floor),
     "pairsafe": _pairsafe,
+    "pairsafe-depthwise": lambda weight, fmt, axis, groups, floor: _pairsafe(weight, fmt, axis, 1, floor),
+    "pairsafe-taps": _pairsafe_taps,
 }
+"""Observer -> the grid of a weight. The pairs that saturate differ: `pairsafe` is of MLAS, whose depthwise kernels are exact,
+`pairsafe-depthwise` of FBGEMM, whose are not, `pairsafe-taps` of oneDNN, which pairs the channels of each tap alone."""
 
 
 def weight_grid(

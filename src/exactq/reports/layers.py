@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import is_compute, multiply_accumulates, shapes
 from exactq.graphs.qdq import CODES, REAL, read_dequantize, read_quantize
-from exactq.kernels.mlas.pairs import saturating_pairs
+from exactq.kernels.pairs import saturating_pairs
 from exactq.numerics.formats import Grid
 from exactq.numerics.measures import sqnr_db
 from exactq.plans.plan import Float, Fused, Plan, summary

@@ -162,7 +162,9 @@ def differing(quantized: Quantized, here: str, split: Split) -> list[str]:
             for isa in programs:
                 if isa != here:
                     counts[isa] += sum(int((a != b).sum()) for a, b in zip(mine, codes(isa, batch.inputs), strict=True))
-    hint = "" if quantized.plan.recipe == PORTABLE.name else f" (the recipe `{PORTABLE.name}` prevents that)"
+    hint = (
+        "" if quantized.plan.recipe == PORTABLE.name else f" (the recipe `{PORTABLE.name}` keeps int16 pairs from saturating)"
+    )
     return [
         f"on {isa} this file gives other integers than here: {count:,} of {total:,} on {size} inputs{hint}"
         for isa, count in counts.items()

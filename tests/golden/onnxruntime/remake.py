@@ -10,16 +10,12 @@ for each case its operator and where its arrays lie) and `data` (their bytes, on
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import math
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
+from tests.golden import archive
 from tests.kernels import cases, ort
 
 HERE = Path(__file__).parent
@@ -37,15 +33,8 @@ def chosen(seed: int, each: int, largest: int | None) -> Iterator[tuple[str, cas
 
 def make(seed: int, each: int, largest: int | None) -> tuple[dict[str, Any], bytes]:
     """The header and the bytes of what the runtime answers here."""
-    told, data = [], bytearray()
-
-    def store(array: cases.Array | None) -> list[Any] | None:
-        if array is None:
-            return None
-        at = [str(array.dtype), list(array.shape), len(data)]
-        data.extend(np.ascontiguousarray(array).tobytes())
-        return at
-
+    told, arrays = [], archive.Arrays()
+    store = arrays.put
     for name, case in chosen(seed, each, largest):
         answer = ort.run(case)
         inputs = {key: store(array) for key, array in case.inputs.items()}
@@ -54,24 +43,16 @@ def make(seed: int, each: int, largest: int | None) -> tuple[dict[str, Any], byt
     prefix = "qemu-x86_64 -cpu Haswell " if isa == "avx2" else ""
     command = f"{prefix}python -m tests.golden.onnxruntime.remake"
     header = {"runtime": f"onnxruntime {onnxruntime.__version__}", "isa": isa, "seed": seed, "command": command, "cases": told}
-    return header, bytes(data)
+    return header, bytes(arrays.data)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[tuple[str, cases.Case, cases.Array]]]:
     """The header, and each case with its name and the runtime's answer."""
-    with np.load(path) as stored:
-        header, data = json.loads(bytes(stored["header"])), bytes(stored["data"])
-
-    def load(at: list[Any] | None) -> cases.Array | None:
-        if at is None:
-            return None
-        dtype, shape, offset = at
-        return np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape).copy()
-
+    header, data = archive.read(path)
     found = []
     for name, op, domain, fed, out, inputs, attributes, answer in header["cases"]:
-        case = cases.Case(op, {key: load(at) for key, at in inputs.items()}, tuple(fed), out, attributes, domain)
-        found.append((name, case, load(answer)))
+        case = cases.Case(op, {key: archive.get(data, at) for key, at in inputs.items()}, tuple(fed), out, attributes, domain)
+        found.append((name, case, archive.get(data, answer)))
     return header, found
 
 
@@ -84,15 +65,7 @@ def main() -> None:
     given = options.parse_args()
     header, data = make(given.seed, given.each, given.largest or None)
     path = given.out or HERE / f"{header['isa']}.npz"
-    arrays = {
-        "header": np.frombuffer(json.dumps(header, default=int).encode(), np.uint8),
-        "data": np.frombuffer(data, np.uint8),
-    }
-    with zipfile.ZipFile(path, "w") as archive:  # numpy's own writer stores the time
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, array)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 9)
+    archive.write(path, header, data)
     print(f"{path.name}: {len(header['cases'])} cases, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -16,10 +16,10 @@ from exactq.kernels.mlas.elementwise import add, mul
 from exactq.kernels.mlas.gemm import gemm, gemm_accumulator, matmul, matmul_accumulator
 from exactq.kernels.mlas.isa import ISAS, SATURATES, saturates
 from exactq.kernels.mlas.movement import narrow, pad, reshape, transpose
-from exactq.kernels.mlas.pairs import PAIR_LIMIT, pair_sums, saturating_pairs
 from exactq.kernels.mlas.pool import average_pool, global_average_pool, max_pool
 from exactq.kernels.mlas.quantize import dequantize_linear, quantize_linear
 from exactq.kernels.mlas.table import concat, leaky_relu, logistic, sigmoid, table
+from exactq.kernels.pairs import PAIR_LIMIT, pair_sums, saturating_pairs
 
 KERNELS: Mapping[str, Callable[..., Callable[..., Tensor]]] = {
     "quantize_linear": quantize_linear,

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from exactq.kernels.accumulators import channel_scales
 from exactq.kernels.anatomy import (
     Anatomy,
     Function,
@@ -27,7 +28,6 @@ from exactq.kernels.anatomy import (
     window,
 )
 from exactq.kernels.mlas import plain
-from exactq.kernels.mlas.conv import channel_scales
 from exactq.kernels.mlas.elementwise import scalar_operand
 from exactq.kernels.mlas.isa import saturates
 from exactq.kernels.mlas.table import logistic

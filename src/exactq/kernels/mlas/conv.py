@@ -8,21 +8,17 @@ float32. Whether MLAS takes its im2col, indirect or symmetric kernel does not sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from exactq.errors import ModelError
-from exactq.kernels import sums
-from exactq.kernels.mlas import pairs
+from exactq.kernels import accumulators, pairs
+from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
 from exactq.kernels.mlas.isa import saturates
-from exactq.numerics.formats import Grid, expand
+from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
-from exactq.numerics.rounding import wrap_int32
-
-Kernel = Callable[[Tensor], Tensor]
-"""Codes in any storage -> codes as float32 holding integers."""
 
 
 def conv(
@@ -71,50 +67,20 @@ def conv_accumulator(
         raise ModelError(f"a convolution's weight has one to three kernel axes, not {rank}")
     if w.zero.unique().numel() > 1:
         raise ModelError("ONNX Runtime's QLinearConv refuses weight zero points that differ between channels: use one")
-    stride, dilation = _per_axis(stride, rank), _per_axis(dilation, rank)
-    padding = tuple(padding) if len(padding) == 2 * rank else _per_axis(padding, rank) * 2
-    zero = scalar_zero(x)
+    stride, dilation = per_axis(stride, rank), per_axis(dilation, rank)
+    padding = tuple(padding) if len(padding) == 2 * rank else per_axis(padding, rank) * 2
     depthwise = weight.shape[1] == 1 and weight.shape[0] == groups
     excess = None
     if saturates(isa, x, w, depthwise=depthwise):
-        excess = pairs.convolution_excess(weight, zero=zero, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        excess = pairs.convolution_excess(
+            weight, zero=scalar_zero(x), stride=stride, padding=padding, dilation=dilation, groups=groups
+        )
     centred = weight.to(torch.int32) - w.zero.flatten()[0]
-    lo, hi = x.format.lo - zero, x.format.hi - zero
-    exact = sums.convolution_sums(centred, bias, lo=lo, hi=hi, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return accumulator(exact, excess, zero=zero, wraps=wraps(centred, bias, lo, hi))
-
-
-def wraps(centred: Tensor, bias: Tensor | None, lo: int, hi: int) -> bool:
-    """Whether some input takes a sum, with what saturation may add to it, out of int32."""
-    return sums.largest(centred, bias, lo, hi) + centred[0].numel() * 2**15 >= 2**31
-
-
-def accumulator(exact: sums.Sums, excess: Callable[[Tensor], Tensor] | None, *, zero: int, wraps: bool) -> Kernel:
-    """The runtime's int32 sums from exact ones: what saturation adds, and wraparound where it can happen."""
-
-    def accumulate(codes: Tensor) -> Tensor:
-        centred = codes.to(torch.float32)
-        acc = exact(centred - zero if zero else centred)
-        if excess is not None:
-            acc = acc.double() + excess(codes)
-        return wrap_int32(acc.double()) if wraps else acc
-
-    return accumulate
+    return accumulators.convolution(
+        centred, bias, x=x, stride=stride, padding=padding, dilation=dilation, groups=groups, excess=excess
+    )
 
 
 def output_factor(x: Grid, w: Grid, y: Grid, *, channels: int) -> Tensor:
     """fl(fl(sx·sw) / sy) for each output channel, float32 (channels,)."""
     return (scalar_scale(x) * channel_scales(w, channels)) / scalar_scale(y)
-
-
-def channel_scales(w: Grid, channels: int) -> Tensor:
-    """The scale of each output channel (channels,), for a grid per tensor or per channel along the first axis."""
-    if w.scale.numel() not in (1, channels) or w.scale.numel() != (w.scale.shape[0] if w.scale.ndim else 1):
-        raise ModelError(f"weights take one scale, or one for each of {channels} output channels, not {tuple(w.scale.shape)}")
-    return expand(w.scale.flatten(), (channels,)) if w.scale.numel() == channels else w.scale.flatten().expand(channels)
-
-
-def _per_axis(numbers: Sequence[int], rank: int) -> tuple[int, ...]:
-    if len(numbers) not in (1, rank):
-        raise ModelError(f"{rank} kernel axes take 1 or {rank} numbers, not {len(numbers)}: {tuple(numbers)}")
-    return tuple(numbers) * (rank if len(numbers) == 1 else 1)

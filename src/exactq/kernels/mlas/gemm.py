@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exactq.kernels import sums
-from exactq.kernels.mlas import pairs
-from exactq.kernels.mlas.conv import Kernel, accumulator, channel_scales, wraps
+from exactq.kernels import accumulators, pairs, sums
+from exactq.kernels.accumulators import Kernel, channel_scales
 from exactq.kernels.mlas.isa import saturates
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
@@ -36,12 +35,8 @@ def gemm(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid | Non
 
 def gemm_accumulator(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, isa: str) -> Kernel:
     """The int32 accumulator of `gemm`, bias included, as float32 or float64 holding int32 values (…, out)."""
-    zero = scalar_zero(x)
     excess = pairs.matrix_excess(weight) if saturates(isa, x, w) else None
-    centred = weight.to(torch.int32) - w.zero.reshape(-1, 1)
-    lo, hi = x.format.lo - zero, x.format.hi - zero
-    exact = sums.matrix_sums(centred, bias, lo=lo, hi=hi)
-    return accumulator(exact, excess, zero=zero, wraps=wraps(centred, bias, lo, hi))
+    return accumulators.matrix(weight.to(torch.int32) - w.zero.reshape(-1, 1), bias, x=x, excess=excess)
 
 
 def matmul(*, a: Grid, b: Grid, y: Grid, isa: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from exactq.kernels.mlas.conv import Kernel
+from exactq.kernels.accumulators import Kernel
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_zero
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.errors import ModelError
-from exactq.kernels.mlas.conv import Kernel
+from exactq.kernels.accumulators import Kernel
 from exactq.kernels.sums import EXACT
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero, stored_range

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from exactq.kernels.mlas.conv import Kernel
+from exactq.kernels.accumulators import Kernel
 from exactq.kernels.mlas.quantize import dequantize_linear, quantize_linear
 from exactq.numerics.formats import Grid
 from exactq.numerics.lookup import all_codes, look_up

@@ -6,7 +6,7 @@ activation behind it only where the output grid already ends at the activation's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,13 +21,9 @@ from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
 from exactq.kernels.anatomy import Anatomy, Moved
 from exactq.kernels.mlas import ANATOMIES, KERNELS, dequantize_linear
 from exactq.numerics.formats import Grid
+from exactq.targets.lowering import Operand, folded, mark_inexact, operand, rounds_once
 from exactq.targets.onnxruntime.operators import MOVES
 from exactq.traces import Program, Step
-
-_ROUND_ONCE = "relu clamp add sub mul div neg abs cat".split()
-_COPY = "split split_with_sizes unbind select stack expand clone repeat".split()
-EXACT_IN_FLOAT = MOVES | {"getitem"} | {f"aten.{op}" for op in (*_ROUND_ONCE, *_COPY)}
-"""Float operators with one IEEE rounding an element at most: the same bits in every library."""
 
 
 def lower(graph: Graph, isa: str) -> Program:
@@ -38,7 +34,7 @@ def lower(graph: Graph, isa: str) -> Program:
     """
     inputs = tuple(i.name for i in graph.inputs)
     live = Program(inputs, tuple(_steps(graph, isa)), graph.outputs).towards(graph.outputs)
-    return replace(live, steps=tuple(_mark_inexact(live.steps)))
+    return replace(live, steps=tuple(mark_inexact(live.steps)))
 
 
 def _steps(graph: Graph, isa: str) -> Iterator[Step]:
@@ -58,51 +54,11 @@ def _steps(graph: Graph, isa: str) -> Iterator[Step]:
         else:
             run, reads = bind(graph, node)
             op = op_name(node)
-            yield Step(name, run, reads, op, inexact=None if _rounds_once(node) else _inexact(op))
-
-
-def _rounds_once(node: fx.Node) -> bool:
-    return op_name(node) in EXACT_IN_FLOAT and node.kwargs.get("rounding_mode") is None
+            yield Step(name, run, reads, op, inexact=None if rounds_once(node) else _inexact(op))
 
 
 def _inexact(op: str) -> str:
     return f"`{op.removeprefix('aten.')}` runs in ONNX Runtime's float kernels, whose last bits are not predicted"
-
-
-def _mark_inexact(steps: Iterable[Step]) -> Iterator[Step]:
-    """The steps, those that read an inexact real being inexact too; codes made of it restart from what the runtime made."""
-    tainted: dict[str, str] = {}
-    for step in steps:
-        reason = step.inexact or next((tainted[i] for i in step.inputs if i in tainted), None)
-        if reason is not None and step.grid is None:
-            tainted[step.name] = reason
-        yield step if reason == step.inexact else replace(step, inexact=reason)
-
-
-@dataclass(frozen=True)
-class _Operand:
-    """Decoded codes that an operator reads: their name and grid."""
-
-    name: str
-    grid: Grid
-
-
-def _operand(graph: Graph, node: Any) -> _Operand | None:
-    dq = read_dequantize(graph, node) if isinstance(node, fx.Node) and node.op == "call_function" else None
-    return None if dq is None or dq.axis is not None else _Operand(graph.name(dq.source), dq.grid)
-
-
-def _folded(graph: Graph, node: Any) -> tuple[Tensor, Grid] | None:
-    """Codes and grid of a constant: a weight behind quantize and dequantize nodes, or codes behind a dequantize node."""
-    dq = read_dequantize(graph, node) if isinstance(node, fx.Node) and node.op == "call_function" else None
-    if dq is None:
-        return None
-    if dq.source.op == "get_attr":
-        return constant(graph.module, dq.source), dq.grid
-    q = read_quantize(graph, dq.source)
-    if q is None or q.source.op != "get_attr":
-        return None
-    return q.grid.encode(constant(graph.module, q.source)), q.grid
 
 
 def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, isa: str) -> Step:
@@ -171,7 +127,7 @@ def _moved(graph: Graph, name: str, q: QuantizeNode) -> Step | None:
     node = q.source
     if node.op != "call_function" or op_name(node) not in MOVES or len(node.users) != 1:
         return None
-    x = _operand(graph, node.all_input_nodes[0])
+    x = operand(graph, node.all_input_nodes[0])
     if x is None or not x.grid.same_as(q.grid):
         return None
     run, _ = bind(graph, node)
@@ -225,10 +181,10 @@ def _axes(value: Any, rank: int) -> tuple[int, ...]:
     return numbers * rank if len(numbers) == 1 else numbers
 
 
-def _weighted(graph: Graph, node: fx.Node) -> tuple[_Operand, Tensor, Grid, Tensor | None] | None:
-    x, weight = _operand(graph, node.args[0]), _folded(graph, node.args[1])
+def _weighted(graph: Graph, node: fx.Node) -> tuple[Operand, Tensor, Grid, Tensor | None] | None:
+    x, weight = operand(graph, node.args[0]), folded(graph, node.args[1])
     bias_node = _arg(node, 2, "bias", None)
-    bias = None if bias_node is None else _folded(graph, bias_node)
+    bias = None if bias_node is None else folded(graph, bias_node)
     if x is None or weight is None or (bias is None) != (bias_node is None):
         return None
     return x, *weight, None if bias is None else bias[0]
@@ -257,7 +213,7 @@ def _linear(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
 
 def _binary(kernel: str) -> Maker:
     def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
-        a, b = _operand(graph, node.args[0]), _operand(graph, node.args[1])
+        a, b = operand(graph, node.args[0]), operand(graph, node.args[1])
         if a is None or b is None or node.kwargs.get("alpha", 1) != 1:
             return None
         return _made(kernel, (a.name, b.name), a.grid, b.grid, y)
@@ -266,7 +222,7 @@ def _binary(kernel: str) -> Maker:
 
 
 def _matmul(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
-    a, b = _operand(graph, node.args[0]), _operand(graph, node.args[1])
+    a, b = operand(graph, node.args[0]), operand(graph, node.args[1])
     if a is None or b is None:
         return None
     return _made("matmul", (a.name, b.name), a=a.grid, b=b.grid, y=y, isa=isa)
@@ -274,7 +230,7 @@ def _matmul(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
 
 def _unary(kernel: str, options: Callable[[fx.Node], dict[str, Any] | None] = lambda node: {}) -> Maker:
     def make(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
-        x, given = _operand(graph, node.args[0]), options(node)
+        x, given = operand(graph, node.args[0]), options(node)
         return None if x is None or given is None else _made(kernel, (x.name,), x.grid, y, **given)
 
     return make
@@ -301,7 +257,7 @@ def _average(node: fx.Node) -> dict[str, Any]:
 
 
 def _concat(graph: Graph, node: fx.Node, y: Grid, isa: str) -> Made | None:
-    operands = [_operand(graph, n) for n in node.args[0]]  # type: ignore[union-attr]
+    operands = [operand(graph, n) for n in node.args[0]]  # type: ignore[union-attr]
     known = [o for o in operands if o is not None]
     if len(known) != len(operands):
         return None

@@ -73,8 +73,11 @@ class _Entries:
         return _Entries(self.taps, self.out[index], (c0[index], c1[index]), (w0[index], w1[index]))
 
 
-def _entries(weight: Tensor, groups: int) -> list[_Entries]:
-    channels, per_group = weight.shape[1], weight.shape[0] // groups
+def _entries(weight: Tensor, groups: int, *, within_taps: bool) -> list[_Entries]:
+    present, per_group = weight.shape[1], weight.shape[0] // groups
+    if within_taps:
+        weight = F.pad(weight, (0, 0) * (weight.ndim - 2) + (0, present % 2))
+    channels = weight.shape[1]
     out, pair = saturating_pairs(weight).nonzero().unbind(1)
     rows = kernel_order(weight.float())
     k = (2 * pair, 2 * pair + 1)
@@ -83,7 +86,7 @@ def _entries(weight: Tensor, groups: int) -> list[_Entries]:
     for tap in both.unique().tolist():
         here = (both == tap).nonzero().squeeze(1)
         ks = k[0][here], k[1][here]
-        base = out[here] // per_group * channels
+        base = out[here] // per_group * present  # a channel of padding has weight 0 and saturates nothing
         taps = tuple(divmod_all(int(n[0]) // channels, weight.shape[2:]) for n in ks)
         channel, weights = tuple(base + n % channels for n in ks), tuple(rows[out[here], n] for n in ks)
         found.append(_Entries(taps, out[here], channel, weights))  # type: ignore[arg-type]
@@ -91,13 +94,21 @@ def _entries(weight: Tensor, groups: int) -> list[_Entries]:
 
 
 def convolution_excess(
-    weight: Tensor, *, zero: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    weight: Tensor,
+    *,
+    zero: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    within_taps: bool = False,
 ) -> Callable[[Tensor], Tensor] | None:
     """What saturation adds to a convolution's sums, as a function of raw codes: Σ over pairs of sat16(p) − p.
 
-    None if no pair can saturate. Only the pairs are computed that may with the largest codes that a batch has.
+    None if no pair can saturate. Only the pairs are computed that may with the largest codes that a batch has. Padding holds
+    the code `zero`. Pairs `within_taps` never join channels of two taps: an odd number of channels ends with a zero (oneDNN).
     """
-    rank, entries = weight.ndim - 2, _entries(weight, groups)
+    rank, entries = weight.ndim - 2, _entries(weight, groups, within_taps=within_taps)
     if not entries:
         return None
     # A pair is off by at most 255·254 − 32767 < 2¹⁵, so float32 holds the sum of 512 of them.

@@ -1,0 +1,26 @@
+"""The arithmetic of ATen's own quantized kernels, which PyTorch's engines share, bit for bit on the instruction sets of `isa`.
+
+They run on one thread on dense codes, images with their channels last. Evidence: targets/pytorch/README.md.
+"""
+
+from __future__ import annotations
+
+from exactq.kernels.aten.elementwise import add, hardswish, leaky_relu, mul, sigmoid
+from exactq.kernels.aten.isa import BLOCK, LANES
+from exactq.kernels.aten.pool import adaptive_average_pool, average_pool, concat
+from exactq.kernels.aten.quantize import dequantize, quantize_per_tensor
+
+__all__ = [
+    "BLOCK",
+    "LANES",
+    "adaptive_average_pool",
+    "add",
+    "average_pool",
+    "concat",
+    "dequantize",
+    "hardswish",
+    "leaky_relu",
+    "mul",
+    "quantize_per_tensor",
+    "sigmoid",
+]

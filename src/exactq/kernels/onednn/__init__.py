@@ -1,0 +1,167 @@
+"""The arithmetic of oneDNN's int8 kernels as PyTorch's engine `onednn` calls them, bit for bit on the ISAs of `isa`.
+
+PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit.
+v = fl(fl(acc)·fl(r(sx)·sw)); linear layers take r(sw) in place of sw
+v = fl(v + b), then max(v, 0) with `relu`; the bias b stays real
+y = rint(clamp(fl(fl(v · fl(1 / r(sy))) + zy), 0, 255)): the zero is added before the rounding
+With AVX512-VNNI (brgemm) one scale is multiplied after the other, v = fl(fl(fl(acc)·r(sx))·sw), but for dilated depthwise
+convolutions of three axes. So it is in the reference kernel, which AVX2 runs for groups that no vector kernel takes; that one
+also divides by r(sy). Pairs saturate, where the instruction set does it, among the channels of one tap, and the taps on padding
+are exact; depthwise and reference kernels never saturate.
+(oneDNN cpu/x64/jit_uni_x8s8s32x_conv_kernel.cpp, jit_brgemm_conv.cpp, cpu/ref_convolution_int8.cpp; ATen qconv.cpp)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exactq.kernels import accumulators, pairs
+from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.onednn.isa import SATURATES
+from exactq.numerics.formats import Grid
+from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
+
+
+def conv(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+    relu: bool = False,
+    isa: str,
+) -> Kernel:
+    """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
+
+    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
+    """
+    rank, channels = weight.ndim - 2, weight.shape[0]
+    places = {
+        "stride": per_axis(stride, rank),
+        "padding": per_axis(padding, rank) * 2,
+        "dilation": per_axis(dilation, rank),
+        "groups": groups,
+    }
+    plain = isa == "avx2" and reference(weight.shape, groups)
+    excess = None
+    if SATURATES[isa] and not plain and not depthwise(weight.shape, groups):
+        excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)  # type: ignore[arg-type]
+    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
+    scales = (twice_inverted(x.scale.reshape(())), channel_scales(w, channels))
+    dilated = any(d > 1 for d in per_axis(dilation, rank))
+    together = isa == "avx512vnni" and rank == 3 and dilated and depthwise(weight.shape, groups)
+    apart = plain or isa == "avx512vnni" and not together
+    requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain)
+    return lambda codes: requantize(accumulate(codes))
+
+
+def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
+    """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
+    excess = _matrix_excess(weight) if SATURATES[isa] else None
+    accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
+    scales = (twice_inverted(scalar_scale(x)), twice_inverted(channel_scales(w, weight.shape[0])))
+    requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni")
+    return lambda codes: requantize(accumulate(codes))
+
+
+def _matrix_excess(weight: Tensor) -> Kernel | None:
+    """What saturation adds to a linear layer's sums: between 385 and 767 inputs are taken in two runs, and pairs restart there.
+
+    cpu/gemm/s8x8s32 get_k_padd: blocks of 384, but two equal ones where that would leave less than a block (measured).
+    """
+    depth = weight.shape[1]
+    first = (depth + 1) // 2
+    if not 384 < depth < 768 or first % 2 == 0:
+        return pairs.matrix_excess(weight)
+
+    excess = pairs.matrix_excess(paired(weight))
+    return None if excess is None else lambda codes: excess(_apart(codes, first))
+
+
+def paired(weight: Tensor) -> Tensor:
+    """The weights (out, in/groups, …) with a zero wherever a pair ends early: behind an odd number of channels or a run."""
+    if weight.ndim > 2:
+        return F.pad(weight, (0, 0) * (weight.ndim - 2) + (0, weight.shape[1] % 2))
+    depth = weight.shape[1]
+    first = (depth + 1) // 2
+    return _apart(weight, first) if 384 < depth < 768 and first % 2 else weight
+
+
+def _apart(rows: Tensor, first: int) -> Tensor:
+    return torch.cat([rows[..., :first], torch.zeros_like(rows[..., :1]), rows[..., first:]], -1)
+
+
+def reference(shape: Sequence[int], groups: int) -> bool:
+    """Whether AVX2 runs the reference kernel: groups whose channels fill no blocks of 4, but for depthwise images."""
+    vectors = depthwise(shape, groups) and len(shape) < 5
+    return groups > 1 and not vectors and bool(shape[1] % 4 or shape[0] // groups % 4)
+
+
+def undecided(weight: Tensor, groups: int, isa: str) -> bool:
+    """Whether what oneDNN answers is not predicted: with AVX512-VNNI groups of one input and several outputs.
+
+    In rows and images two kernels that round differently run for them, depending on the sizes of image and batch; and for
+    images whose output is one pixel wide, of strides 1 and 2, all rows but the first are wrong by up to 255 codes (torch 2.13).
+    """
+    several = groups > 1 and weight.shape[1] == 1 and weight.shape[0] > groups
+    return isa == "avx512vnni" and several and weight.ndim < 5
+
+
+def depthwise(shape: Sequence[int], groups: int) -> bool:
+    """Whether each of several groups has one input and one output channel."""
+    return groups > 1 and shape[1] == 1 and shape[0] == groups
+
+
+def twice_inverted(scale: Tensor) -> Tensor:
+    """fl(1 / fl(1 / s)), the first quotient in float64: what is left of a scale that is handed over as its reciprocal."""
+    return 1 / (1 / scale.double()).to(torch.float32)
+
+
+def _requantization(
+    bias: Tensor | None,
+    scales: tuple[Tensor, Tensor],
+    y: Grid,
+    *,
+    rank: int,
+    relu: bool,
+    apart: bool = False,
+    divides: bool = False,
+) -> Kernel:
+    """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse."""
+    shape = (-1, *[1] * rank)
+    sx, sw = scales[0], scales[1].reshape(shape)
+    addend = None if bias is None else bias.to(torch.float32).reshape(shape)
+    sy, zero, (lo, hi) = twice_inverted(scalar_scale(y)), scalar_zero(y), stored_range(y)
+
+    def requantize(acc: Tensor) -> Tensor:
+        on = acc.device
+        v = acc.to(torch.float32) * sx.to(on) * sw.to(on) if apart else acc.to(torch.float32) * (sx * sw).to(on)
+        if addend is not None:
+            v.add_(addend.to(on))
+        if relu:
+            v.clamp_(min=0)
+        v = v.div_(sy.to(on)) if divides else v.mul_((1 / sy).to(on))
+        return v.add_(zero).clamp_(lo, hi).round_()
+
+    return requantize
+
+
+__all__ = [
+    "SATURATES",
+    "conv",
+    "depthwise",
+    "linear",
+    "paired",
+    "reference",
+    "twice_inverted",
+    "undecided",
+]

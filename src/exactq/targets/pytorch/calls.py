@@ -1,0 +1,303 @@
+"""A Q/DQ graph as the calls that an engine is asked for, one a value: the loader makes them, the emulator predicts them.
+
+An operator between dequantize and quantize nodes is one call on codes, with an activation behind it where the output grid ends
+at its bounds. Everything else is a float operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from exactq.graphs.graph import Graph, arguments, constant, op_name
+from exactq.graphs.programs import bind
+from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
+from exactq.kernels import qnnpack
+from exactq.numerics.formats import Grid
+from exactq.targets.lowering import folded, operand, rounds_once
+from exactq.targets.pytorch.rules import OPERATORS
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize:
+    """Reals to codes of `y`."""
+
+    y: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize:
+    """Codes of `x` to reals."""
+
+    x: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution of `rank` axes, or a linear layer of none; `places` are the stride, padding, dilation and groups."""
+
+    rank: int
+    weight: Tensor
+    bias: Tensor | None
+    x: Grid
+    w: Grid
+    y: Grid
+    relu: bool
+    places: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """`add` or `mul` of two operands that broadcast."""
+
+    op: str
+    a: Grid
+    b: Grid
+    y: Grid
+    relu: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """Several operands, one after the other along `axis`."""
+
+    xs: tuple[Grid, ...]
+    y: Grid
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """`sigmoid`, `hardswish` or `leaky_relu` with its slope."""
+
+    op: str
+    x: Grid
+    y: Grid
+    slope: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """The average pool over `rank` axes."""
+
+    rank: int
+    x: Grid
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    count_include_pad: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptive:
+    """The average pool to `output` pixels."""
+
+    x: Grid
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """Codes that `run` moves or selects; padding is with the code of `fill`."""
+
+    op: str
+    run: Callable[..., Any]
+    grid: Grid
+    pad: tuple[int, ...] | None = None
+    fill: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """A float operator, or a constant."""
+
+    op: str
+    run: Callable[..., Any]
+
+
+What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Moved | Real
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One value: what makes it, of which, and on which grid its codes lie; `covers` are the graph's operators that it does."""
+
+    name: str
+    what: What
+    inputs: tuple[str, ...]
+    grid: Grid | None = None
+    covers: tuple[str, ...] = ()
+    inexact: str | None = None
+
+
+def calls(graph: Graph, engine: str) -> Iterator[Call]:
+    """The calls of a Q/DQ graph or a float graph, in order; some nobody needs."""
+    for node in graph.calls:
+        name = graph.name(node)
+        if (q := read_quantize(graph, node)) is not None:
+            if q.source.op == "get_attr":  # read in float only: layers take the folded codes
+                codes = partial(q.grid.encode, constant(graph.module, q.source))
+                yield Call(name, Real("constant", codes), (), q.grid)
+            else:
+                yield _codes(graph, node, q, engine)
+        elif (dq := read_dequantize(graph, node)) is not None and dq.axis is None and dq.source.op != "get_attr":
+            if (q := read_quantize(graph, dq.source)) is not None and q.source.op == "get_attr":
+                yield _real(graph, node, "constant")
+            else:
+                yield Call(name, Dequantize(dq.grid), (graph.name(dq.source),))
+        else:
+            yield _real(graph, node, "constant" if dq is not None else op_name(node))
+
+
+def _real(graph: Graph, node: fx.Node, op: str) -> Call:
+    run, reads = bind(graph, node)
+    known = op == "constant" or rounds_once(node)
+    inexact = (
+        None if known else f"`{op.removeprefix('aten.')}` runs in PyTorch's float kernels, whose last bits are not predicted"
+    )
+    return Call(graph.name(node), Real(op, run), reads, inexact=inexact)
+
+
+def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str) -> Call:
+    """The call that makes these codes: the engine's operator where it has one, quantize_per_tensor of the real otherwise."""
+    name, source = graph.name(node), q.source
+    root = source
+    if op_name(source) in ("aten.relu", "aten.clamp") and len(source.users) == 1 and implied(source, q.grid):
+        behind = source.all_input_nodes[0]
+        if behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None:
+            root = behind
+    rule = OPERATORS[engine].get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
+    asker = _ASKERS.get(op_name(root)) if rule is not None and rule.declines(root) is None else None
+    made = asker(_Root(graph, root, q.grid, engine, root is not source)) if asker is not None else None
+    if made is None:
+        return Call(name, Quantize(q.grid), (graph.name(source),), q.grid)
+    what, reads = made
+    covers = (graph.name(root),) if root is source else (graph.name(root), graph.name(source))
+    return Call(name, what, reads, q.grid, covers)
+
+
+def implied(activation: fx.Node, grid: Grid) -> bool:
+    """Whether codes that end where the grid ends are bounded as a relu or clamp in front of it bounds them."""
+    given = arguments(activation)
+    lo, hi = (0.0, None) if op_name(activation) == "aten.relu" else (given.get("min"), given.get("max"))
+    if any(isinstance(bound, fx.Node) for bound in (lo, hi)):
+        return False
+    ends = ((lo, grid.format.lo), (hi, grid.format.hi))
+    return all(bound is None or int(grid.encode(torch.tensor(float(bound)))) == end for bound, end in ends)
+
+
+Asked = tuple[What, tuple[str, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Root:
+    """An operator whose result, behind an activation or not, is encoded on `y`."""
+
+    graph: Graph
+    node: fx.Node
+    y: Grid
+    engine: str
+    activated: bool
+
+
+Asker = Callable[[_Root], Asked | None]
+"""The call and the codes it reads; None where the operator runs in float."""
+
+
+def _layer(at: _Root) -> Asked | None:
+    x, weight, given = operand(at.graph, at.node.args[0]), folded(at.graph, at.node.args[1]), arguments(at.node)
+    if x is None or weight is None:
+        return None
+    rank = weight[0].ndim - 2
+    places: dict[str, Any] = {}
+    if rank:
+        places = {n: _each(given[n], rank) for n in ("stride", "padding", "dilation")} | {"groups": int(given["groups"])}
+    bias = given.get("bias")
+    value = None
+    if bias is not None:
+        coded = folded(at.graph, bias)
+        if coded is not None:
+            value = coded[1].decode(coded[0])
+        elif bias.op == "get_attr":
+            value = constant(at.graph.module, bias)
+        else:
+            return None
+    relu = at.activated and _zero_is_lowest(at.y)
+    return Layer(rank, weight[0], value, x.grid, weight[1], at.y, relu, places), (x.name,)
+
+
+def _zero_is_lowest(y: Grid) -> bool:
+    return int(y.zero) == y.format.lo
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    several = tuple(int(n) for n in value) if isinstance(value, list | tuple) else (int(value),)
+    return several * rank if len(several) == 1 else several
+
+
+def _pair(at: _Root) -> Asked | None:
+    a, b = operand(at.graph, at.node.args[0]), operand(at.graph, at.node.args[1])
+    op = op_name(at.node).removeprefix("aten.")
+    if a is None or b is None:
+        return None
+    if at.engine == "qnnpack" and op == "add" and not qnnpack.adds(a.grid, b.grid, at.y):
+        return None  # PyTorch would raise
+    return Pair(op, a.grid, b.grid, at.y, at.activated and _zero_is_lowest(at.y)), (a.name, b.name)
+
+
+def _concat(at: _Root) -> Asked | None:
+    operands = [operand(at.graph, n) for n in at.node.args[0]]  # type: ignore[union-attr]
+    known = [o for o in operands if o is not None]
+    if at.activated or len(known) != len(operands):
+        return None
+    return Concat(tuple(o.grid for o in known), at.y, int(arguments(at.node)["dim"])), tuple(o.name for o in known)
+
+
+def _function(at: _Root) -> Asked | None:
+    x, slope = operand(at.graph, at.node.args[0]), arguments(at.node).get("negative_slope")
+    if at.activated or x is None:
+        return None
+    return Function(op_name(at.node).removeprefix("aten."), x.grid, at.y, None if slope is None else float(slope)), (x.name,)
+
+
+def _average(at: _Root) -> Asked | None:
+    x, rank, given = operand(at.graph, at.node.args[0]), int(op_name(at.node)[-2]), arguments(at.node)
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    kernel = _each(given["kernel_size"], rank)
+    stride, padding = _each(given["stride"] or kernel, rank), _each(given["padding"], rank)
+    return Average(rank, x.grid, kernel, stride, padding, bool(given["count_include_pad"])), (x.name,)
+
+
+def _adaptive(at: _Root) -> Asked | None:
+    x, rank = operand(at.graph, at.node.args[0]), int(op_name(at.node)[-2])
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    return Adaptive(x.grid, _each(arguments(at.node)["output_size"], rank)), (x.name,)
+
+
+def _moved(at: _Root) -> Asked | None:
+    x, (run, _) = operand(at.graph, at.node.all_input_nodes[0]), bind(at.graph, at.node)
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    if op_name(at.node) == "aten.constant_pad_nd":
+        given = arguments(at.node)
+        return Moved(op_name(at.node), run, at.y, tuple(int(n) for n in given["pad"]), float(given["value"])), (x.name,)
+    return Moved(op_name(at.node), run, at.y), (x.name,)
+
+
+_ASKERS: dict[str, Asker] = {
+    **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.linear"), _layer),
+    **dict.fromkeys(("aten.add", "aten.mul"), _pair),
+    **dict.fromkeys(("aten.sigmoid", "aten.hardswish", "aten.leaky_relu"), _function),
+    "aten.cat": _concat,
+    **{f"aten.avg_pool{n}d": _average for n in (1, 2, 3)},
+    **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2)},
+    **{f"aten.max_pool{n}d": _moved for n in (1, 2, 3)},
+    **{f"aten.{op}": _moved for op in "view flatten unsqueeze squeeze permute transpose slice constant_pad_nd".split()},
+}

@@ -1,0 +1,186 @@
+"""PyTorch's own answers to the cases of `engine_cases`, and those of exactq's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exactq.kernels import aten, fbgemm, onednn, qnnpack
+from exactq.numerics.formats import INT8, UINT8, Grid
+from exactq.targets.pytorch.rules import GROUPS
+from exactq.targets.pytorch.runtime import detect_isa, threads
+from exactq.targets.pytorch.runtime import engine as chosen
+
+from .cases import Array
+from .engine_cases import Case
+
+
+def quantized(codes: Array, scale: float, zero: int) -> Tensor:
+    return torch._make_per_tensor_quantized_tensor(torch.from_numpy(codes), scale, zero)
+
+
+def weight(case: Case) -> Tensor:
+    w, sw = torch.from_numpy(case.arrays["w"]), torch.from_numpy(case.arrays["sw"])
+    if not case.options["channels"]:
+        return torch._make_per_tensor_quantized_tensor(w, float(sw), 0)
+    return torch._make_per_channel_quantized_tensor(w, sw.double(), torch.zeros(len(sw), dtype=torch.long), 0)
+
+
+def ask(name: str, case: Case) -> Array | None:
+    """The codes that the engine makes, or None where it refuses (`qnnpack.adds`) or is not predicted (`onednn.undecided`)."""
+    # QNNPACK refuses a relu that leaves one code, too.
+    if name == "qnnpack" and case.op == "add" and case.options["relu"] and case.options["zy"] == 255:
+        return None
+    if name == "qnnpack" and case.op == "add" and not qnnpack.adds(*(grid(case.options[f"s{n}"], 0) for n in "aby")):
+        return None
+    if case.op == "conv" and name in ("x86", "onednn"):
+        weights = torch.from_numpy(case.arrays["w"])
+        if onednn.undecided(weights, case.options["groups"], detect_isa(name)):
+            return None
+    if case.op == "conv" and name in ("x86", "fbgemm"):
+        places = {key: case.options[key] for key in ("stride", "padding", "dilation", "groups")}
+        if fbgemm.undecided(case.arrays["w"].shape, **places, isa=detect_isa(name)):
+            return None
+    with chosen(name), threads(1), torch.no_grad():
+        answer = _ASK[case.op](case)
+        return (answer.int_repr() if answer.is_quantized else answer).contiguous().numpy()
+
+
+def _ask_conv(case: Case) -> Tensor:
+    o = case.options
+    x, bias = case.arrays["x"], case.arrays.get("bias")
+    rank = x.ndim - 2
+    places = (list(o["stride"]), list(o["padding"]), list(o["dilation"]), o["groups"])
+    q: Any = torch.ops.quantized
+    packed = getattr(q, f"conv{rank}d_prepack")(weight(case), None if bias is None else torch.from_numpy(bias), *places)
+    run = getattr(q, f"conv{rank}d{'_relu' if o['relu'] else ''}")
+    return run(quantized(x, o["sx"], o["zx"]), packed, o["sy"], o["zy"])
+
+
+def _ask_linear(case: Case) -> Tensor:
+    o, bias = case.options, case.arrays.get("bias")
+    q: Any = torch.ops.quantized
+    packed = q.linear_prepack(weight(case), None if bias is None else torch.from_numpy(bias))
+    return (q.linear_relu if o["relu"] else q.linear)(quantized(case.arrays["x"], o["sx"], o["zx"]), packed, o["sy"], o["zy"])
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Dense, images with their channels last, as the target's loader lays its values out."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format))
+
+
+def operand(case: Case, name: str) -> Tensor:
+    return laid_out(quantized(case.arrays[name], case.options[f"s{name}"], case.options[f"z{name}"]))
+
+
+def _ask_pair(case: Case) -> Tensor:
+    o = case.options
+    run: Any = getattr(torch.ops.quantized, f"{case.op}{'_relu' if o['relu'] else ''}")
+    return run(operand(case, "a"), operand(case, "b"), o["sy"], o["zy"])
+
+
+def _ask_cat(case: Case) -> Tensor:
+    o, run = case.options, torch.ops.quantized.cat
+    return run([operand(case, "a"), operand(case, "b")], o["axis"], o["sy"], o["zy"])  # type: ignore[no-any-return]
+
+
+def _ask_pool(case: Case) -> Tensor:
+    o, x = case.options, operand(case, "x")
+    run: Any = getattr(F, f"{case.op}{x.ndim - 2}d")
+    if case.op == "adaptive_avg_pool":
+        return run(x, o["output"])
+    more = {"count_include_pad": o["count_include_pad"]} if case.op == "avg_pool" else {}
+    return run(x, o["kernel"], o["stride"], o["padding"], **more)
+
+
+def _ask_unary(case: Case) -> Tensor:
+    o, q, x = case.options, torch.ops.quantized, operand(case, "x")
+    if case.op == "leaky_relu":
+        return q.leaky_relu(x, o["slope"], False, o["sy"], o["zy"])  # type: ignore[no-any-return]
+    return getattr(q, case.op)(x, o["sy"], o["zy"])
+
+
+def _ask_quantize(case: Case) -> Tensor:
+    x = laid_out(torch.from_numpy(case.arrays["x"]))
+    return torch.quantize_per_tensor(x, case.options["sy"], case.options["zy"], torch.quint8)
+
+
+_ASK = {
+    "conv": _ask_conv,
+    "linear": _ask_linear,
+    "quantize": _ask_quantize,
+    "dequantize": lambda case: operand(case, "x").dequantize(),
+    "add": _ask_pair,
+    "mul": _ask_pair,
+    "cat": _ask_cat,
+    "max_pool": _ask_pool,
+    "avg_pool": _ask_pool,
+    "adaptive_avg_pool": _ask_pool,
+    "sigmoid": _ask_unary,
+    "hardswish": _ask_unary,
+    "leaky_relu": _ask_unary,
+}
+
+
+def grid(scale: float, zero: int) -> Grid:
+    return Grid(UINT8, torch.tensor(scale, dtype=torch.float32), torch.tensor(zero, dtype=torch.int32))
+
+
+def weight_grid(case: Case) -> Grid:
+    sw = torch.from_numpy(case.arrays["sw"].copy())
+    sw = sw.reshape(-1, *[1] * (case.arrays["w"].ndim - 1)) if case.options["channels"] else sw.reshape(())
+    return Grid(INT8, sw, torch.zeros_like(sw, dtype=torch.int32))
+
+
+def emulate(name: str, case: Case, isa: str) -> Array:
+    """The codes that exactq's kernels make."""
+    o, arrays = case.options, {k: torch.from_numpy(a) for k, a in case.arrays.items()}
+    if case.op in ("conv", "linear"):
+        grids = {"x": grid(o["sx"], o["zx"]), "w": weight_grid(case), "y": grid(o["sy"], o["zy"])}
+        places = {k: o[k] for k in ("stride", "padding", "dilation", "groups", "relu") if k in o}
+        kernels = {"fbgemm": fbgemm, "x86": fbgemm, "onednn": onednn, "qnnpack": qnnpack}
+        library: Any = kernels[name]
+        if name == "x86" and case.op == "conv" and isa == "avx512vnni" and o["groups"] <= GROUPS:
+            library = onednn
+        where = {} if name == "qnnpack" else {"isa": isa}
+        made = getattr(library, case.op)(arrays["w"], arrays.get("bias"), **grids, **places, **where)(arrays["x"])
+        return made.to(torch.uint8).numpy()
+    made = _kernel(name, case, isa)(*arrays.values())
+    return made.contiguous().numpy() if case.op == "dequantize" else made.to(torch.uint8).contiguous().numpy()
+
+
+def _kernel(name: str, case: Case, isa: str) -> Any:
+    o = case.options
+    x, y, a, b = (grid(o[f"s{n}"], o[f"z{n}"]) if f"s{n}" in o else None for n in "xyab")
+    qnn = name == "qnnpack"
+    places = {k: o[k] for k in ("kernel", "stride", "padding") if k in o}
+    match case.op:
+        case "quantize":
+            return aten.quantize_per_tensor(y)
+        case "dequantize":
+            return aten.dequantize(x)
+        case "add":
+            return qnnpack.add(a, b, y, relu=o["relu"]) if qnn else aten.add(a, b, y, relu=o["relu"])
+        case "mul":
+            return aten.mul(a, b, y, relu=o["relu"])
+        case "cat":
+            return aten.concat([a, b], y, axis=o["axis"])
+        case "max_pool":
+            pool: Any = getattr(F, f"max_pool{len(o['kernel'])}d")
+            return lambda codes: pool(codes.float(), *places.values())
+        case "avg_pool":
+            if qnn and len(o["kernel"]) < 3:
+                return qnnpack.average_pool(x, **places)
+            return aten.average_pool(x, **places, count_include_pad=o["count_include_pad"], isa=isa)
+        case "adaptive_avg_pool":
+            return (qnnpack if qnn and len(o["output"]) < 3 else aten).adaptive_average_pool(x, output=o["output"])
+        case "leaky_relu":
+            return aten.leaky_relu(x, y, slope=o["slope"])
+        case "hardswish":
+            return (qnnpack if qnn else aten).hardswish(x, y)
+        case _:
+            return aten.sigmoid(x, y)
