@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,39 @@ Kernel = Callable[[Tensor], Tensor]
 """Codes in any storage -> codes as float32 holding integers."""
 
 
+@dataclass(frozen=True, eq=False)
+class Accumulator:
+    """Raw codes -> the runtime's int32 sums, in its parts: exact sums of centred codes, and what saturating pairs add to them.
+
+    `excess` is a function of raw codes, None where no pair can saturate. `wraps`: some input takes a sum out of int32.
+    """
+
+    exact: sums.Sums
+    excess: Kernel | None
+    zero: int
+    wraps: bool
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """The sums, float32 or float64 holding int32 values."""
+        centred = codes.to(torch.float32)
+        acc = self.exact(centred - self.zero if self.zero else centred)
+        if self.excess is not None:
+            acc = acc.double() + self.excess(codes)
+        return wrap_int32(acc.double()) if self.wraps else acc
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The kernel of a layer with weights, in its parts: raw codes -> int32 sums -> codes."""
+
+    accumulate: Accumulator
+    finish: Kernel
+
+    def __call__(self, codes: Tensor) -> Tensor:
+        """The codes of the result, float32 holding integers."""
+        return self.finish(self.accumulate(codes))
+
+
 def convolution(
     weight: Tensor,
     bias: Tensor | None = None,
@@ -27,7 +61,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
     excess: Kernel | None = None,
-) -> Kernel:
+) -> Accumulator:
     """The int32 sums of a convolution of raw codes of `x` with centred weight codes, int32 `bias` codes included.
 
     `padding` has two numbers an axis, all begins before all ends; `excess` is what saturation adds, a function of raw codes.
@@ -35,32 +69,19 @@ def convolution(
     zero = scalar_zero(x)
     lo, hi = x.format.lo - zero, x.format.hi - zero
     exact = sums.convolution_sums(weight, bias, lo=lo, hi=hi, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return accumulator(exact, excess, zero=zero, wraps=wraps(weight, bias, lo, hi))
+    return Accumulator(exact, excess, zero, wraps(weight, bias, lo, hi))
 
 
-def matrix(weight: Tensor, bias: Tensor | None = None, *, x: Grid, excess: Kernel | None = None) -> Kernel:
+def matrix(weight: Tensor, bias: Tensor | None = None, *, x: Grid, excess: Kernel | None = None) -> Accumulator:
     """The int32 sums of raw codes (…, in) of `x` with centred weight codes (out, in), int32 `bias` codes included."""
     zero = scalar_zero(x)
     lo, hi = x.format.lo - zero, x.format.hi - zero
-    return accumulator(sums.matrix_sums(weight, bias, lo=lo, hi=hi), excess, zero=zero, wraps=wraps(weight, bias, lo, hi))
+    return Accumulator(sums.matrix_sums(weight, bias, lo=lo, hi=hi), excess, zero, wraps(weight, bias, lo, hi))
 
 
 def wraps(centred: Tensor, bias: Tensor | None, lo: int, hi: int) -> bool:
     """Whether some input takes a sum, with what saturation may add to it, out of int32."""
     return sums.largest(centred, bias, lo, hi) + centred[0].numel() * 2**15 >= 2**31
-
-
-def accumulator(exact: sums.Sums, excess: Kernel | None, *, zero: int, wraps: bool) -> Kernel:
-    """The runtime's int32 sums from exact ones: what saturation adds, and wraparound where it can happen."""
-
-    def accumulate(codes: Tensor) -> Tensor:
-        centred = codes.to(torch.float32)
-        acc = exact(centred - zero if zero else centred)
-        if excess is not None:
-            acc = acc.double() + excess(codes)
-        return wrap_int32(acc.double()) if wraps else acc
-
-    return accumulate
 
 
 def channel_scales(w: Grid, channels: int) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, per_axis
 from exactq.kernels.fbgemm.isa import SATURATES
 from exactq.kernels.fbgemm.requantization import requantization
 from exactq.numerics.formats import Grid
@@ -50,7 +50,7 @@ def conv(
         excess = pairs.convolution_excess(weight, zero=scalar_zero(x), **places)  # type: ignore[arg-type]
     accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
     requantize = requantization(bias, x=x, w=w, y=y, channels=weight.shape[0], rank=rank, relu=relu)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def depthwise_fast(
@@ -102,7 +102,7 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     excess = pairs.matrix_excess(weight) if SATURATES[isa] else None
     accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
     requantize = requantization(bias, x=x, w=w, y=y, channels=weight.shape[0], rank=0, relu=relu)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 __all__ = ["SATURATES", "conv", "depthwise_fast", "linear", "undecided"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exactq.errors import ModelError
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.accumulators import Accumulator, Kernel, Layer, channel_scales, per_axis
 from exactq.kernels.mlas.isa import saturates
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
@@ -46,7 +46,7 @@ def conv(
     factor = output_factor(x, w, y, channels=weight.shape[0]).reshape(-1, *[1] * (weight.ndim - 2))
 
     requantize = requantization(factor, y)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def conv_accumulator(
@@ -60,7 +60,7 @@ def conv_accumulator(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     isa: str,
-) -> Kernel:
+) -> Accumulator:
     """The int32 accumulator of `conv`, bias included, as float32 or float64 holding int32 values (n, out, *image)."""
     rank = weight.ndim - 2
     if rank not in (1, 2, 3):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs, sums
-from exactq.kernels.accumulators import Kernel, channel_scales
+from exactq.kernels.accumulators import Accumulator, Kernel, Layer, channel_scales
 from exactq.kernels.mlas.isa import saturates
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import requantization, scalar_scale, scalar_zero
@@ -30,10 +30,10 @@ def gemm(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid | Non
     if y is None:
         return lambda codes: accumulate(codes).to(torch.float32) * factor.to(codes.device)
     requantize = requantization(factor / scalar_scale(y), y)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
-def gemm_accumulator(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, isa: str) -> Kernel:
+def gemm_accumulator(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, isa: str) -> Accumulator:
     """The int32 accumulator of `gemm`, bias included, as float32 or float64 holding int32 values (…, out)."""
     excess = pairs.matrix_excess(weight) if saturates(isa, x, w) else None
     return accumulators.matrix(weight.to(torch.int32) - w.zero.reshape(-1, 1), bias, x=x, excess=excess)

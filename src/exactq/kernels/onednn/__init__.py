@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, channel_scales, per_axis
 from exactq.kernels.onednn.isa import SATURATES
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
@@ -61,7 +61,7 @@ def conv(
     together = isa == "avx512vnni" and rank == 3 and dilated and depthwise(weight.shape, groups)
     apart = plain or isa == "avx512vnni" and not together
     requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
@@ -70,7 +70,7 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
     scales = (twice_inverted(scalar_scale(x)), twice_inverted(channel_scales(w, weight.shape[0])))
     requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni")
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def _matrix_excess(weight: Tensor) -> Kernel | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exactq.kernels import accumulators
-from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, channel_scales, per_axis
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -51,14 +51,14 @@ def conv(
     )
     cube = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
     requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     accumulate = accumulators.matrix(weight.int(), _codes(bias, x, w, weight.shape[0]), x=x)
     requantize = _requantization(x, w, y, channels=weight.shape[0], rank=0, relu=relu)
-    return lambda codes: requantize(accumulate(codes))
+    return Layer(accumulate, requantize)
 
 
 def _codes(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | None:

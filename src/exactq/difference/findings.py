@@ -1,0 +1,119 @@
+"""What `diff` found, as data and as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from exactq.difference.causes import Cause
+
+
+@dataclass(frozen=True)
+class TensorDiff:
+    """One tensor of both: how many elements differ end to end and by how many codes at most, and given equal values before it.
+
+    `relative` is the root mean square of the difference over that of the first's values; None where those are all zero.
+    """
+
+    name: str
+    elements: int
+    mismatches: int
+    max_lsb: float
+    given_equal: int
+    given_equal_lsb: float
+    relative: float | None
+
+
+@dataclass(frozen=True)
+class FoundCause:
+    """A cause: the share of the elements that differ given equal values which it moves, the largest step, what to do about it.
+
+    `together` is the share that is as the second execution has it once this cause and those before it in the list are exchanged,
+    None where there is one cause only, or one that is no part to exchange. `outputs` is the share of the model's outputs that it moves when it acts alone in the whole network; `places` are the
+    tensors where it acts, the most first.
+    """
+
+    cause: Cause
+    share: float
+    max_lsb: float
+    remedy: str
+    together: float | None
+    outputs: float | None
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Where two executions part: `first` is the first tensor that differs given equal values before it, or None."""
+
+    a: str
+    b: str
+    inputs: int
+    first: str | None
+    causes: tuple[FoundCause, ...]
+    tensors: tuple[TensorDiff, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether something was compared and nothing differs."""
+        return bool(self.tensors) and not any(t.mismatches or t.given_equal for t in self.tensors)
+
+    def __str__(self) -> str:
+        return text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The findings as plain data."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "inputs": self.inputs,
+            "first": self.first,
+            "causes": [
+                {
+                    "cause": c.cause.value,
+                    "share": c.share,
+                    "max_lsb": c.max_lsb,
+                    "remedy": c.remedy,
+                    "together": c.together,
+                    "outputs": c.outputs,
+                    "places": list(c.places),
+                }
+                for c in self.causes
+            ],
+            "tensors": [
+                {
+                    "name": t.name,
+                    "elements": t.elements,
+                    "mismatches": t.mismatches,
+                    "max_lsb": t.max_lsb,
+                    "given_equal": {"mismatches": t.given_equal, "max_lsb": t.given_equal_lsb},
+                    "relative": t.relative,
+                }
+                for t in self.tensors
+            ],
+        }
+
+
+def text(found: Diff) -> str:
+    """The findings for a reader: what was compared, where they part, the causes, and the tensors that differ."""
+    lines = [f"{found.a} beside {found.b}, {found.inputs} inputs, {sum(t.elements for t in found.tensors):,} elements"]
+    if found.equal:
+        return "\n".join([*lines, "equal: every element"])
+    where = "no tensor parts" if found.first is None else f"first apart at `{found.first}`,"
+    lines.append(f"{where} given equal values before it")
+    lines += ["", "causes, by the share of the elements that part given equal values"]
+    for c in found.causes:
+        places = ", ".join(c.places[:3]) + (f" and {len(c.places) - 3} more" if len(c.places) > 3 else "")
+        outputs = "" if c.outputs is None else f", alone it moves {c.outputs:.1%} of the outputs"
+        together = "" if c.together is None else f", with those above it explains {c.together:.1%}"
+        lines.append(f"  {c.cause.value:37}{c.share:7.1%}  up to {c.max_lsb:g} LSB{together}{outputs}; at {places}")
+        lines.append(f"    {c.remedy}")
+    lines += ["", f"  {'tensor':32}{'elements':>10}{'differ':>9}{'LSB':>7}{'given equal':>13}{'LSB':>7}{'relative':>10}"]
+    for t in found.tensors:
+        if t.mismatches or t.given_equal:
+            relative = "" if t.relative is None else f"{t.relative:.1e}"
+            lines.append(
+                f"  {t.name:32}{t.elements:>10,}{t.mismatches / t.elements:>9.2%}{t.max_lsb:>7g}"
+                f"{t.given_equal / t.elements:>13.2%}{t.given_equal_lsb:>7g}{relative:>10}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,174 @@
+"""What the arithmetic of an execution consists of: grids, weights, biases and roundings by the names of the model's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from exactq.difference.executions import Execution
+from exactq.graphs.graph import Graph, arguments, constant, op_name
+from exactq.graphs.programs import is_compute
+from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, read_dequantize, read_quantize
+from exactq.kernels.accumulators import Kernel, Layer
+from exactq.numerics.formats import Grid
+
+ROUNDS_BIAS = ("mlas", "qnnpack")
+"""Libraries that add the bias as int32 to the accumulator; the others keep it real."""
+
+ZERO_INSIDE = ("onednn.conv", "onednn.linear", "quantized.quantize_per_tensor", "mlas.add", "mlas.average_pool")
+"""Kernels that add the output's zero before they round; the others, and fake quantization, add it after."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A layer's weight: codes less the zero on `scale` (out,) in float64, or reals where `scale` is None."""
+
+    values: Tensor
+    scale: Tensor | None
+
+    @property
+    def reals(self) -> Tensor:
+        """What the weight stands for, float64."""
+        return self.values if self.scale is None else self.values * self.scale.reshape(-1, *[1] * (self.values.ndim - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """An execution, read. Codes are named by their key: `value`, or `value@reader` where one reader has a grid of its own.
+
+    `values`: key -> the value that is encoded; `reads`: (operator, value) -> the key it reads; `fused`: activations that a
+    kernel leaves to the end of its grid; `inside`: keys whose zero is added before the rounding.
+    """
+
+    execution: Execution
+    grids: Mapping[str, Grid]
+    values: Mapping[str, str]
+    reads: Mapping[tuple[str, str], str]
+    weights: Mapping[str, Weight]
+    biases: Mapping[str, Tensor]
+    pairs: Mapping[str, Kernel]
+    rounds_bias: frozenset[str]
+    fused: frozenset[str]
+    inside: frozenset[str]
+    kernels: Mapping[str, str]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the execution."""
+        return self.execution.graph
+
+
+def side(execution: Execution) -> Side:
+    """What the arithmetic of an execution consists of."""
+    graph = execution.graph
+    grids: dict[str, Grid] = {}
+    values: dict[str, str] = {}
+    reads: dict[tuple[str, str], str] = {}
+    weights: dict[str, Weight] = {}
+    biases: dict[str, Tensor] = {}
+    for node in graph.calls:
+        if (q := read_quantize(graph, node)) is not None:
+            if q.source.op != "get_attr":
+                key = graph.name(node).removesuffix(CODES)
+                grids[key], values[key] = q.grid, graph.name(q.source)
+        elif node.target not in DEQUANTIZE:
+            for operand in node.all_input_nodes:
+                if (read := read_key(graph, operand)) is not None:
+                    reads[graph.name(node), values[read]] = read
+            if is_compute(node):
+                given = arguments(node)
+                weights[graph.name(node)] = _weight(graph, given["weight"])
+                if (bias := given.get("bias")) is not None:
+                    biases[graph.name(node)] = real(graph, bias)
+    pairs: dict[str, Kernel] = {}
+    rounds, fused, inside = set(), set(), set()
+    kernels = {}
+    for step in execution.program.steps:
+        if step.grid is None:
+            continue
+        key = step.name.removesuffix(CODES)
+        kernels[key] = step.kernel
+        if step.kernel in ZERO_INSIDE:
+            inside.add(key)
+        for name in step.covers:
+            if name in weights and isinstance(step.run, Layer):
+                if step.run.accumulate.excess is not None:
+                    pairs[name] = step.run.accumulate.excess
+                if step.kernel.partition(".")[0] in ROUNDS_BIAS:
+                    rounds.add(name)
+        fused |= set(step.covers[1:])
+    return Side(
+        execution,
+        grids,
+        values,
+        reads,
+        weights,
+        biases,
+        pairs,
+        frozenset(rounds),
+        frozenset(fused),
+        frozenset(inside),
+        kernels,
+    )
+
+
+def read_key(graph: Graph, node: fx.Node) -> str | None:
+    """The key of the codes behind a decoded activation; None for anything else."""
+    dq = read_dequantize(graph, node)
+    if dq is None or dq.source.op == "get_attr":
+        return None
+    q = read_quantize(graph, dq.source)
+    return None if q is None or q.source.op == "get_attr" else graph.name(dq.source).removesuffix(CODES)
+
+
+def operators(graph: Graph) -> dict[str, fx.Node]:
+    """Name -> node of each operator of the model itself, in order."""
+    return {graph.name(n): n for n in graph.calls if n.target not in QUANTIZE and n.target not in DEQUANTIZE}
+
+
+def real(graph: Graph, node: fx.Node) -> Tensor:
+    """The reals of a constant, float64: as it is, or decoded from its codes."""
+    grid, codes = _coded(graph, node)
+    if grid is None:
+        value = constant(graph.module, node)
+        return value.double() if value.is_floating_point() else value
+    return decoded(codes, grid)
+
+
+def decoded(codes: Tensor, grid: Grid) -> Tensor:
+    """The reals of codes in float64, where a product of code and float32 scale is exact."""
+    return (codes.double() - grid.zero.double()) * grid.scale.double()
+
+
+def is_constant(graph: Graph, node: fx.Node) -> bool:
+    """Whether a node's value comes from a constant alone."""
+    return node.op == "get_attr" or _coded(graph, node)[0] is not None
+
+
+def _coded(graph: Graph, node: fx.Node) -> tuple[Grid | None, Tensor]:
+    empty = (None, None)
+    dq = read_dequantize(graph, node) if node.op == "call_function" else None
+    if dq is None:
+        return empty  # type: ignore[return-value]
+    if dq.source.op == "get_attr":
+        return dq.grid, constant(graph.module, dq.source)
+    q = read_quantize(graph, dq.source)
+    if q is None or q.source.op != "get_attr":
+        return empty  # type: ignore[return-value]
+    return q.grid, q.grid.encode(constant(graph.module, q.source))
+
+
+def _weight(graph: Graph, node: fx.Node) -> Weight:
+    grid, codes = _coded(graph, node)
+    if grid is None:
+        return Weight(constant(graph.module, node).double(), None)
+    channels = codes.shape[0]
+    scale = grid.scale.double().flatten()
+    if grid.scale.numel() not in (1, channels) or (grid.scale.ndim and grid.scale.shape[0] not in (1, channels)):
+        return Weight(decoded(codes, grid), None)  # blocks: a sum of codes has no one scale
+    return Weight(codes.double() - grid.zero.double(), scale.expand(channels) if scale.numel() == 1 else scale)
+
+
+__all__ = ["Side", "Weight", "decoded", "is_constant", "op_name", "operators", "read_key", "real", "side"]
