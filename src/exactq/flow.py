@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
+from exactq.difference import Diff, Execution, execution
+from exactq.difference import diff as diff_executions
 from exactq.errors import ModelError, UsageError, unknown
 from exactq.explanation import Explanation
 from exactq.explanation import explain as explain_element
@@ -44,6 +46,7 @@ Counted = Callable[[int], None]
 
 __all__ = [
     "bench",
+    "diff",
     "explain",
     "export",
     "load",
@@ -203,6 +206,27 @@ def explain(
     """
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
+
+
+Executed = Execution | Quantized | str | Path | tuple[Quantized | str | Path, str]
+"""A model and how it is executed: alone by its emulator, in a pair as the second says, one of `difference.WAYS`."""
+
+
+def diff(a: Executed, b: Executed, batches: Batches, *, inputs: int = 64) -> Diff:
+    """Where two executions of one model part on at least `inputs` inputs, by how much, and why; print it.
+
+    Each is a quantized model or its folder, computed by its emulator, or a pair with a way to compute it: `"float"`, `"qdq"`,
+    `"emulator"`, `"emulator@ISA"` or `"runtime"`. Raises `DataError` where they are not of one model.
+    """
+    return diff_executions(executed(a), executed(b), map(as_tuple, batches), inputs=inputs)
+
+
+def executed(given: Executed) -> Execution:
+    """The execution that is meant."""
+    if isinstance(given, Execution):
+        return given
+    model, way = given if isinstance(given, tuple) else (given, "emulator")
+    return execution(model if isinstance(model, Quantized) else load(model), way)
 
 
 def train(

@@ -36,4 +36,10 @@ REMEDIES = {
     Cause.ORDER: "none needed: float sums differ in their last bits from library to library; integers do not",
     Cause.UNKNOWN: "the emulator does not have this arithmetic: run `exactq verify`, and report what it says",
 }
-"""What to do about each."""
+"""What to do about each, where both executions are quantized."""
+
+BESIDE_FLOAT = {
+    Cause.WEIGHTS: "finer weights: more bits or a scale a channel (`exactq plan`), or fine-tune (`exactq run --train always`)",
+    Cause.ACTIVATIONS: "another observer or more calibration data, 16-bit or float activations where it is most, or fine-tune",
+}
+"""What to do about the causes that mean something else beside a float model: there one side has no grid."""

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from exactq.difference.causes import REMEDIES, Cause
+from exactq.difference.causes import BESIDE_FLOAT, REMEDIES, Cause
 from exactq.difference.executions import Execution
 from exactq.difference.findings import Diff, FoundCause, TensorDiff
 from exactq.difference.ideal import PARTS, Found, Ideal, Known, evaluate, ideal, magnitude
@@ -57,7 +57,7 @@ def diff(
     order = [part for part in sorted(PARTS, key=lambda p: -tally.moved(_named(both, p))) if tally.moved(_named(both, part))]
     with torch.no_grad():
         together = _together(both, keys, seen, order) if len(order) > 1 else {}
-    return _diff(a, b, done, tally, {_named(both, part): count for part, count in together.items()})
+    return _diff(both, done, tally, {_named(both, part): count for part, count in together.items()})
 
 
 def _common(both: Ideal) -> list[str]:
@@ -254,7 +254,7 @@ def _local(
         tally.add(_rounding(s), key, close, off)
         tally.add(Cause.UNKNOWN, key, last_bits & ~close, off)
         explained |= last_bits
-    # Some need several causes at once: they count for the one with which they move when parts are exchanged one after the other.
+    # Some need several causes at once: they count for the one with which they move when parts are exchanged in order.
     exchanged: list[Cause] = []
     for part in PARTS:
         if bool((differ & ~explained).any()) and _present(both, part):
@@ -424,8 +424,8 @@ def _outputs(both: Ideal, known: Known, tally: _Tally) -> None:
             tally.causes[cause].outputs += int((lsb != 0).sum())
 
 
-def _diff(a: Execution, b: Execution, done: int, tally: _Tally, together: Mapping[Cause, int]) -> Diff:
-    places = list(tally.places.values())
+def _diff(both: Ideal, done: int, tally: _Tally, together: Mapping[Cause, int]) -> Diff:
+    places, quantized = list(tally.places.values()), bool(both.a.grids and both.b.grids)
     tensors = tuple(
         TensorDiff(
             p.key,
@@ -444,7 +444,7 @@ def _diff(a: Execution, b: Execution, done: int, tally: _Tally, together: Mappin
             cause,
             share.moved / tally.differing,
             share.max_lsb,
-            REMEDIES[cause],
+            (REMEDIES if quantized else REMEDIES | BESIDE_FLOAT)[cause],
             together[cause] / tally.differing if cause in together else None,
             share.outputs / tally.outputs if tally.outputs and cause in PARTS else None,
             tuple(sorted(share.places, key=lambda k: -share.places[k])),
@@ -453,4 +453,4 @@ def _diff(a: Execution, b: Execution, done: int, tally: _Tally, together: Mappin
     ]
     causes.sort(key=lambda c: -c.share)
     first = next((t.name for t in tensors if t.given_equal), None)
-    return Diff(a.name, b.name, done, first, tuple(causes), tensors)
+    return Diff(both.a.execution.name, both.b.execution.name, done, first, tuple(causes), tensors)

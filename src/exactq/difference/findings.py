@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from exactq.difference.causes import Cause
@@ -26,11 +27,11 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class FoundCause:
-    """A cause: the share of the elements that differ given equal values which it moves, the largest step, what to do about it.
+    """A cause: the share of the elements that part, given equal values before them, which it moves, and its largest step.
 
-    `together` is the share that is as the second execution has it once this cause and those before it in the list are exchanged,
-    None where there is one cause only, or one that is no part to exchange. `outputs` is the share of the model's outputs that it moves when it acts alone in the whole network; `places` are the
-    tensors where it acts, the most first.
+    `together` is the share that is as the second execution has it once this cause and those listed before it are exchanged;
+    None where there is one cause only, or one that is no part to exchange. `outputs` is the share of the model's outputs that
+    it moves when it acts alone in the whole network; `places` are the tensors where it acts, the most first.
     """
 
     cause: Cause
@@ -101,19 +102,19 @@ def text(found: Diff) -> str:
         return "\n".join([*lines, "equal: every element"])
     where = "no tensor parts" if found.first is None else f"first apart at `{found.first}`,"
     lines.append(f"{where} given equal values before it")
-    lines += ["", "causes, by the share of the elements that part given equal values"]
+    lines += ["", "causes, by the share that each moves of the elements that part given equal values"]
     for c in found.causes:
         places = ", ".join(c.places[:3]) + (f" and {len(c.places) - 3} more" if len(c.places) > 3 else "")
-        outputs = "" if c.outputs is None else f", alone it moves {c.outputs:.1%} of the outputs"
-        together = "" if c.together is None else f", with those above it explains {c.together:.1%}"
-        lines.append(f"  {c.cause.value:37}{c.share:7.1%}  up to {c.max_lsb:g} LSB{together}{outputs}; at {places}")
-        lines.append(f"    {c.remedy}")
-    lines += ["", f"  {'tensor':32}{'elements':>10}{'differ':>9}{'LSB':>7}{'given equal':>13}{'LSB':>7}{'relative':>10}"]
+        lines.append(f"  {c.cause.value:38}{c.share:7.2%}  up to {c.max_lsb:g} LSB, at {places}")
+        more = [] if c.together is None else [f"with those above {c.together:.2%} are explained"]
+        more += [] if c.outputs is None else [f"alone it moves {c.outputs:.2%} of the network's outputs"]
+        lines += [f"      {line}" for line in wrap("; ".join([*more, c.remedy]), 72)]
+    lines += ["", f"  {'tensor':24}{'elements':>10}{'differ':>9}{'LSB':>6}{'given equal':>13}{'LSB':>6}{'relative':>10}"]
     for t in found.tensors:
         if t.mismatches or t.given_equal:
             relative = "" if t.relative is None else f"{t.relative:.1e}"
             lines.append(
-                f"  {t.name:32}{t.elements:>10,}{t.mismatches / t.elements:>9.2%}{t.max_lsb:>7g}"
-                f"{t.given_equal / t.elements:>13.2%}{t.given_equal_lsb:>7g}{relative:>10}"
+                f"  {t.name:24}{t.elements:>10,}{t.mismatches / t.elements:>9.2%}{t.max_lsb:>6g}"
+                f"{t.given_equal / t.elements:>13.2%}{t.given_equal_lsb:>6g}{relative:>10}"
             )
     return "\n".join(lines)
