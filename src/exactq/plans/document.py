@@ -9,7 +9,7 @@ import yaml
 
 from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import Format, format_named, spelled
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Granularity, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
+from exactq.plans.plan import Edge, Fixed, FixedChannels, Float, Fused, Granularity, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
 from exactq.plans.yamlfile import read_yaml
 
 VERSION = 1
@@ -88,6 +88,8 @@ def _written(slot: Slot) -> dict[str, Any]:
             return {"product": list(of), "format": spelled(fmt), "reason": reason}
         case Fixed(fmt, scale, zero, reason):
             return {"fixed": spelled(fmt), "scale": scale, "zero": zero, "reason": reason}
+        case FixedChannels(fmt, scales, axis, reason):
+            return {"fixed-channels": spelled(fmt), "scales": list(scales), "axis": axis, "reason": reason}
         case Fused(into, reason):
             return {"fused": into, "reason": reason}
         case Float(reason):
@@ -164,6 +166,13 @@ def _product(f: dict[str, Any], reason: str) -> Slot:
     return Product((a, b), _format(f["format"]), reason)
 
 
+def _channels(f: dict[str, Any], reason: str) -> Slot:
+    if not isinstance(f["scales"], list):
+        raise ValueError(f"scales is {f['scales']!r}; it needs a list of numbers")
+    scales = tuple(_number("scales", scale) for scale in f["scales"])
+    return FixedChannels(_format(f["fixed-channels"]), scales, _integer("axis", f["axis"]), reason)
+
+
 _OPTIONAL = {"own": ("per", "axis", "symmetric")}
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]]] = {
     "own": (("observer",), _own),
@@ -173,6 +182,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]
         ("scale", "zero"),
         lambda f, reason: Fixed(_format(f["fixed"]), _number("scale", f["scale"]), _integer("zero", f["zero"]), reason),
     ),
+    "fixed-channels": (("scales", "axis"), _channels),
     "fused": ((), lambda f, reason: Fused(_text("fused", f["fused"]), reason)),
     "float": ((), lambda f, _: Float(_text("float", f["float"]))),
 }

@@ -219,5 +219,6 @@ def ability(name: str, isa: str) -> Ability:
         saturation_source=engine.source,
         stored_bits={2: 8, 3: 8, 4: 8},
         bias=INT32 if name == "qnnpack" else None,
+        rounds_bias=name == "qnnpack",
         pairs="pairsafe-taps" if name == "onednn" else "pairsafe-depthwise",
     )
