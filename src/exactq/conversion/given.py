@@ -57,10 +57,14 @@ class WeightGrid:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The quantized model; `names` says under which value name each mark's codes live, and how far they were moved."""
+    """The quantized model; `names` says under which value name each mark's codes live, and how far they were moved.
+
+    `inputs` are the marks that encode an input of the model: mark -> the input's name.
+    """
 
     quantized: Quantized
     names: Mapping[str, tuple[str, int]]
+    inputs: Mapping[str, str]
 
 
 def given(
@@ -91,7 +95,7 @@ def given(
     plan = Plan(target.name, isa, RECIPE, slots)
     applied = apply(float_graph, plan, {})
     notes = applied.notes if rounded_in_training else (*applied.notes, *placing.averages())
-    return Given(Quantized(float_graph, applied.graph, plan, notes), placing.names)
+    return Given(Quantized(float_graph, applied.graph, plan, notes), placing.names, placing.inputs)
 
 
 @dataclass
@@ -101,6 +105,7 @@ class _Placing:
     edit: Edit
     grids: dict[str, Grid] = field(default_factory=dict)
     names: dict[str, tuple[str, int]] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     passed: dict[str, str] = field(default_factory=dict)
     """Value -> the value whose grid it keeps."""
 
@@ -144,15 +149,18 @@ class _Placing:
         if source is not read or source in at and not at[source].same_as(grid) or others or source.op == "get_attr":
             with self.edit.graph.inserting_before(mark):
                 source = self.edit.call(str(name), aten.clone.default, read)
-        at[source] = grid
         held = source
         if (lo, hi) != (UINT8.lo, UINT8.hi):
             ends = grid.decode(torch.tensor([lo, hi]))
             low, high = (None if end == full else float(ends[n]) for n, (end, full) in enumerate(((lo, 0), (hi, UINT8.hi))))
             with self.edit.graph.inserting_before(mark):
                 held = self.edit.call(f"{name}.clamped", aten.clamp.default, source, low, high)
-            at[held] = grid
-        if held.op == "call_function":
+            if source.op == "call_function" and source.target is not aten.clone.default:
+                at[source] = grid  # the kernel rounds to the whole of the grid, and what is clamped then are codes
+        at[held] = grid
+        if read.op == "placeholder":
+            self.inputs[str(name)] = self.edit.value(read)
+        if held.op == "call_function" and self.inputs.get(str(name)) != name:
             self._rename(held, str(name))
         self.names[str(name)] = (self.edit.value(held), shift)
         return held
@@ -207,6 +215,7 @@ def _slots(
             weight, bias = weight_and_bias(node)
             x, w = graph.name(node.all_input_nodes[0]), graph.name(weight)
             if w in weights:
+                _refuse_zeros(w, weights[w].grid, ability)
                 slots[w] = _weight(weights[w], by)
                 if bias is not None:
                     slots[graph.name(bias)] = _bias(x, w, ability, coded=x in placing.grids)
@@ -225,7 +234,18 @@ def _weight(given: WeightGrid, by: str) -> Slot:
     grid = given.grid
     if given.axis is None:
         return Fixed(grid.format, float(grid.scale), int(grid.zero), f"given {by}")
-    return FixedChannels(grid.format, tuple(grid.scale.flatten().tolist()), given.axis, f"given {by}")
+    scales, zeros = tuple(grid.scale.flatten().tolist()), tuple(grid.zero.flatten().tolist())
+    return FixedChannels(grid.format, scales, zeros, given.axis, f"given {by}")
+
+
+def _refuse_zeros(name: str, grid: Grid, ability: Ability) -> None:
+    if bool(grid.zero.any()) and not ability.weight_zeros:
+        zero = next(z for z in grid.zero.flatten().tolist() if z)
+        raise ModelError(
+            f"`{name}` is on a grid whose zero is {zero}, and the kernels of {ability.target} take weights whose zero is 0: "
+            "choose the target fbgemm, x86 or qnnpack, or train without FusedMovingAvgObsFakeQuantize, which makes the grid of "
+            "weights of one sign affine whatever its scheme says"
+        )
 
 
 def _bias(x: str, w: str, ability: Ability, *, coded: bool) -> Slot:

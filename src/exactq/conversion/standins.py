@@ -86,15 +86,15 @@ class Layer(nn.Module):
 
 
 class Apply(nn.Module):
-    """One float operator and a mark: an activation with a grid of its own."""
+    """A float operator and a mark: an operator whose result has a grid of its own."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], place: Place) -> None:
+    def __init__(self, run: Callable[..., Tensor], place: Place) -> None:
         super().__init__()
         self.run, self.place = run, place
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *operands: Any) -> Tensor:
         """The operator's reals, marked."""
-        return self.place.mark(self.run(x))
+        return self.place.mark(self.run(*operands))
 
 
 class Functional(nn.Module):
@@ -146,20 +146,18 @@ def quantized_weights(weight: Tensor, bias: Tensor | None, name: str) -> Weights
         raise ModelError(f"`{name}` has weights of {str(weight.dtype).removeprefix('torch.')}: only int8 weights are read")
     if weight.qscheme() == torch.per_channel_affine:
         scales, zeros, axis = weight.q_per_channel_scales(), weight.q_per_channel_zero_points(), weight.q_per_channel_axis()
-        return channel_weights(weight.int_repr(), scales, zeros, axis, bias, name)
+        return channel_weights(weight.int_repr(), scales, zeros, axis, bias)
     if weight.qscheme() != torch.per_tensor_affine:
         raise ModelError(f"`{name}` has weights of the scheme {weight.qscheme()}, which is not read")
     grid = Grid(INT8, torch.tensor(weight.q_scale(), dtype=torch.float32), torch.tensor(weight.q_zero_point(), dtype=torch.int32))
     return Weights(weight.int_repr(), WeightGrid(grid, None), bias)
 
 
-def channel_weights(codes: Tensor, scales: Tensor, zeros: Tensor, axis: int, bias: Tensor | None, name: str) -> Weights:
-    """Weights with a scale for each channel; `ModelError` where a zero is not 0."""
-    if bool((zeros != 0).any()):
-        raise ModelError(f"`{name}`: weights with a scale for each channel need zeros that are 0, not {zeros.unique().tolist()[:4]}")
+def channel_weights(codes: Tensor, scales: Tensor, zeros: Tensor, axis: int, bias: Tensor | None) -> Weights:
+    """Weights with a scale for each index of `axis`."""
     shape = [-1 if n == axis else 1 for n in range(codes.ndim)]
-    scale = scales.to(torch.float32).reshape(shape)
-    return Weights(codes, WeightGrid(Grid(INT8, scale, torch.zeros_like(scale, dtype=torch.int32)), axis), bias)
+    grid = Grid(INT8, scales.to(torch.float32).reshape(shape), zeros.to(torch.int32).reshape(shape))
+    return Weights(codes, WeightGrid(grid, axis), bias)
 
 
 STORED = {torch.quint8: Format(8, 0, 255), torch.qint8: INT8}

@@ -63,6 +63,11 @@ def accumulator(exact: sums.Sums, excess: Kernel | None, *, zero: int, wraps: bo
     return accumulate
 
 
+def centred(weight: Tensor, w: Grid) -> Tensor:
+    """Weight codes without their zeros, int32."""
+    return weight.int() - (expand(w.zero, weight.shape) if w.zero.ndim else w.zero).to(weight.device)
+
+
 def channel_scales(w: Grid, channels: int) -> Tensor:
     """The scale of each output channel (channels,), for a grid per tensor or per channel along the first axis."""
     if w.scale.numel() not in (1, channels) or w.scale.numel() != (w.scale.shape[0] if w.scale.ndim else 1):

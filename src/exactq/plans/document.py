@@ -88,8 +88,9 @@ def _written(slot: Slot) -> dict[str, Any]:
             return {"product": list(of), "format": spelled(fmt), "reason": reason}
         case Fixed(fmt, scale, zero, reason):
             return {"fixed": spelled(fmt), "scale": scale, "zero": zero, "reason": reason}
-        case FixedChannels(fmt, scales, axis, reason):
-            return {"fixed-channels": spelled(fmt), "scales": list(scales), "axis": axis, "reason": reason}
+        case FixedChannels(fmt, scales, zeros, axis, reason):
+            zero = {"zeros": list(zeros)} if any(zeros) else {}
+            return {"fixed-channels": spelled(fmt), "scales": list(scales), **zero, "axis": axis, "reason": reason}
         case Fused(into, reason):
             return {"fused": into, "reason": reason}
         case Float(reason):
@@ -167,13 +168,18 @@ def _product(f: dict[str, Any], reason: str) -> Slot:
 
 
 def _channels(f: dict[str, Any], reason: str) -> Slot:
-    if not isinstance(f["scales"], list):
-        raise ValueError(f"scales is {f['scales']!r}; it needs a list of numbers")
-    scales = tuple(_number("scales", scale) for scale in f["scales"])
-    return FixedChannels(_format(f["fixed-channels"]), scales, _integer("axis", f["axis"]), reason)
+    scales = tuple(_number("scales", scale) for scale in _list("scales", f["scales"]))
+    zeros = tuple(_integer("zeros", zero) for zero in _list("zeros", f.get("zeros", [0] * len(scales))))
+    return FixedChannels(_format(f["fixed-channels"]), scales, zeros, _integer("axis", f["axis"]), reason)
 
 
-_OPTIONAL = {"own": ("per", "axis", "symmetric")}
+def _list(what: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {value!r}; it needs a list of numbers")
+    return value
+
+
+_OPTIONAL = {"own": ("per", "axis", "symmetric"), "fixed-channels": ("zeros",)}
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]]] = {
     "own": (("observer",), _own),
     "same": ((), lambda f, reason: Same(_text("same", f["same"]), reason)),

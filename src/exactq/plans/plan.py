@@ -77,18 +77,21 @@ class Fixed:
 
 @dataclass(frozen=True)
 class FixedChannels:
-    """Codes on given grids, one for each index of `axis`, whose zeros are 0: weights that somebody else quantized."""
+    """Codes on given grids, one for each index of `axis`: weights that somebody else quantized."""
 
     format: Format
     scales: tuple[float, ...]
+    zeros: tuple[int, ...]
     axis: int
     reason: str
 
     def __post_init__(self) -> None:
         if not self.scales or not all(2.0**-126 <= scale <= 2.0**126 for scale in self.scales):
             raise UsageError(f"the scales are {self.scales[:4]}; each has to be a positive float32 within 2^±126")
-        if not self.format.lo <= 0 <= self.format.hi:
-            raise UsageError(f"the zero 0 is no code of {self.format!r}: reals would lose their zero")
+        if len(self.zeros) != len(self.scales):
+            raise UsageError(f"{len(self.scales)} scales and {len(self.zeros)} zeros: each channel has one of each")
+        if bad := [zero for zero in self.zeros if not self.format.lo <= zero <= self.format.hi]:
+            raise UsageError(f"the zero {bad[0]} is no code of {self.format!r}: reals would lose their zero")
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,7 @@ def summary(slot: Slot) -> tuple[str, str, str]:
             return _range(fmt), f"{a} × {b}", ""
         case Fixed(fmt, scale, zero):
             return _range(fmt), f"scale {scale:g}, zero {zero}", "given"
-        case FixedChannels(fmt, scales, axis):
+        case FixedChannels(fmt, scales, _, axis):
             return _range(fmt), f"channel {axis}, scales {min(scales):g}..{max(scales):g}", "given"
         case Fused(into):
             return "accumulator", f"of {into}", ""

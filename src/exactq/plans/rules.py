@@ -88,4 +88,6 @@ class Ability:
     bias: Format | None = INT32
     rounds_bias: bool = False
     """Whether kernels with such a format also take the real bias, and round it themselves."""
+    weight_zeros: bool = False
+    """Whether kernels take weights on grids whose zero is not 0."""
     pairs: str = "pairsafe"

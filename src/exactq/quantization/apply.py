@@ -186,8 +186,9 @@ def channel_grid(slot: FixedChannels, shape: Sequence[int]) -> Grid:
     """The grid of weights of that shape; raises `UsageError` where they have another number of channels."""
     if slot.axis >= len(shape) or shape[slot.axis] != len(slot.scales):
         raise UsageError(f"{len(slot.scales)} scales along axis {slot.axis} do not fit weights of shape {tuple(shape)}")
-    scale = torch.tensor(slot.scales, dtype=torch.float32).reshape([-1 if n == slot.axis else 1 for n in range(len(shape))])
-    return Grid(slot.format, scale, torch.zeros_like(scale, dtype=torch.int32))
+    places = [-1 if n == slot.axis else 1 for n in range(len(shape))]
+    scale = torch.tensor(slot.scales, dtype=torch.float32).reshape(places)
+    return Grid(slot.format, scale, torch.tensor(slot.zeros, dtype=torch.int32).reshape(places))
 
 
 def _axis(slot: Own | Fixed | FixedChannels) -> int | None:

@@ -90,9 +90,11 @@ class _Fit:
                     raise UsageError(f"`{name}` is a bias: its line has to be `product`, or `float` in a float layer")
                 can = "own, fixed or float" if name in self.weights else "float: no integer kernel reads it as its weight"
                 raise UsageError(f"`{name}` is a constant; its line has to be {can}")
+        if isinstance(slot, Fixed | FixedChannels):
+            zeros = (slot.zero,) if isinstance(slot, Fixed) else slot.zeros
+            if any(zeros) and not self.ability.weight_zeros:
+                raise UsageError(f"`{name}`: weights live on grids whose zero is 0, not {next(z for z in zeros if z)}")
         if isinstance(slot, Fixed):
-            if slot.zero:
-                raise UsageError(f"`{name}`: weights live on grids whose zero is 0, not {slot.zero}")
             return
         if isinstance(slot, FixedChannels):
             self._fixed_channels(name, slot)
