@@ -1,9 +1,9 @@
 """The grid that a fake-quant module or an observer really uses, asked of a copy, so that the module stays as it is.
 
-`FusedMovingAvgObsFakeQuantize` (the default of PyTorch's QAT and of torchao's) recomputes scale and zero in C++ on every forward,
-from its running minimum and maximum: max(|min|/128, max/127) for a symmetric int8 grid, and silently an affine one where min >= 0
-or max <= 0 (fused_obs_fake_quant.cpp: choose_qparams_fake_quant). `convert` asks the Python observer instead, which
-divides by 127.5 (observer.py: _calculate_qparams). What a forward pass leaves in the buffers is what it used.
+`FusedMovingAvgObsFakeQuantize`, the default of PyTorch's QAT and of torchao's, recomputes scale and zero in C++ on every
+forward, from its running minimum and maximum: max(|min|/128, max/127) for a symmetric int8 grid, and silently an affine one
+where min >= 0 or max <= 0 (fused_obs_fake_quant.cpp: choose_qparams_fake_quant). `convert` asks the Python observer instead,
+which divides by 127.5 (observer.py: _calculate_qparams). What a forward pass leaves in the buffers is what it used.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def observes(module: nn.Module) -> bool:
 
 
 def used(module: Any, name: str, weight: Tensor | None = None) -> Used:
-    """The grid of a fake-quant module or observer: a weight's on `weight`, an activation's as it was last recorded.
+    """The grid of a fake-quant module or observer as it stands, with the range that it saw last; `weight` is what it encodes.
 
-    Raises `ModelError` where nothing was ever observed, and where fake quantization is switched off.
+    An observer without fake quantization sees the weight now, as `convert` lets it. Raises `ModelError` where nothing was ever
+    observed, and where fake quantization is switched off.
     """
     own = copy.deepcopy(module)
     with torch.no_grad():
@@ -66,13 +67,9 @@ def _faked(module: Any, name: str, weight: Tensor | None) -> Used:
             "model.apply(torch.ao.quantization.enable_fake_quant), and train or calibrate it so"
         )
     observer = getattr(module, "activation_post_process", None)
-    if weight is None:
-        _refuse_uncalibrated(module, observer, name)
-        _stop_observing(module)
-    # A weight's fake quantization that still observes does so on every forward: the next one is asked.
+    _refuse_uncalibrated(module, observer, name)
+    stop_observing(module)
     values = module(torch.zeros(1) if weight is None else weight)
-    if weight is not None:
-        _refuse_uncalibrated(module, observer, name)
     lo, hi = (getattr(observer, n, None) for n in ("quant_min", "quant_max"))
     lo, hi = (module.quant_min, module.quant_max) if lo is None or hi is None else (lo, hi)
     scale, zero = module.scale.detach().clone(), module.zero_point.detach()
@@ -92,7 +89,8 @@ def _asked(module: Any) -> tuple[Tensor, Tensor]:
     return scale.detach().clone(), zero.detach().clone()
 
 
-def _stop_observing(module: Any) -> None:
+def stop_observing(module: nn.Module) -> None:
+    """Nothing; a fake quantization keeps its range from now on."""
     for flag in ("observer_enabled", "static_enabled"):
         if hasattr(module, flag):
             getattr(module, flag)[0] = 0

@@ -1,7 +1,7 @@
 """A module that others quantized or prepared -> our `Quantized`, beside the module itself as a runtime.
 
-The model is traced with stand-ins in the places of its quantized parts (`standins`), and the marks that they leave become a plan
-whose grids are given (`given`). The module is neither changed nor copied where it holds packed weights.
+The model is traced with stand-ins in the places of its quantized parts (`standins`), and the marks that they leave become a
+plan whose grids are given (`given`). The module is not changed, nor copied where it holds packed weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.ao.quantization import DeQuantStub
 
 from exactq.conversion import graphmode, runtimes
 from exactq.conversion.converted import is_converted, stand_in
-from exactq.conversion.fakequant import Used, fakes, observes
+from exactq.conversion.fakequant import Used, fakes, observes, stop_observing
 from exactq.conversion.given import Given, WeightGrid, given
 from exactq.conversion.prepared import Jump, activation, is_layer, is_prepared, jump, layer
 from exactq.conversion.standins import Decode, Layer, Mark, Place
@@ -36,8 +36,8 @@ Mode = Literal["eager", "fx", "pt2e"]
 class Foreign:
     """A model that others prepared or converted: on its own grids as `quantized`, and as it runs itself.
 
-    `runtime.trace` of a converted model gives the codes that its modules make, named as the emulator's steps (`fc1/codes`); of a
-    prepared one its fake-quantized reals by value name (`fc1`). `jumps` are the grids that `convert` would not have kept.
+    `runtime.trace` of a converted model gives the codes that its modules make, named as the emulator's steps (`fc1/codes`); of
+    a prepared one its fake-quantized reals by value name (`fc1`). `jumps` are the grids that `convert` would not have kept.
     """
 
     kind: Kind
@@ -49,9 +49,7 @@ class Foreign:
 
 def is_foreign(model: object) -> bool:
     """Whether anything in the model was quantized or prepared by torch.ao or torchao."""
-    return isinstance(model, nn.Module) and any(
-        is_converted(m) or is_prepared(m) or _quantizes(m) for m in model.modules()
-    )
+    return isinstance(model, nn.Module) and any(is_converted(m) or is_prepared(m) or _quantizes(m) for m in model.modules())
 
 
 _RESTLESS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -103,12 +101,10 @@ def _prepared(model: nn.Module, inputs: Sequence[Tensor], target: Target, isa: s
         if any(name.startswith(f"{path}.") for path in inside):
             continue
         if is_layer(module):
-            leaves[id(module)], found[f"{name}.weight"] = layer(module, name)
-            behind = getattr(module, "activation_post_process", None)
+            behind, place = getattr(module, "activation_post_process", None), None
             if behind is not None:
-                places[f"{name}.activation_post_process"], found[name] = activation(behind, name)
-                leaves[id(behind)] = Mark(places[f"{name}.activation_post_process"])
-                leaves[id(module)] = nn.Sequential(leaves[id(module)], leaves[id(behind)])
+                place, found[name] = activation(behind, name)
+            leaves[id(module)], found[f"{name}.weight"] = layer(module, name, place)
             inside.append(name)
         elif fakes(module) or observes(module):
             owner = name.removesuffix(".activation_post_process")
@@ -127,19 +123,10 @@ def _prepared(model: nn.Module, inputs: Sequence[Tensor], target: Target, isa: s
 
 
 def _standing_still(model: nn.Module) -> nn.Module:
-    """A copy whose observers see nothing any more; a weight's fake quantization sees its weight once more, as it would now."""
+    """A copy whose fake quantizations see nothing any more: each forward pass is then the same function."""
     still = copy.deepcopy(model)
-    for module in still.modules():
-        if is_layer(module) and hasattr(module, "weight_fake_quant"):
-            pass
-    still.apply(_stop)
+    still.apply(stop_observing)
     return still
-
-
-def _stop(module: nn.Module) -> None:
-    for flag in ("observer_enabled", "static_enabled"):
-        if hasattr(module, flag):
-            getattr(module, flag)[0] = 0
 
 
 Spots = dict[str, dict[str, str]]
@@ -157,9 +144,7 @@ def _traced(model: nn.Module, leaves: dict[int, Any], places: Mapping[str, Place
     return made.eval(), spots
 
 
-def _given(
-    traced: nn.Module, inputs: Sequence[Tensor], target: Target, isa: str, *, by: str, rounded: bool = True
-) -> Given:
+def _given(traced: nn.Module, inputs: Sequence[Tensor], target: Target, isa: str, *, by: str, rounded: bool = True) -> Given:
     marked = capture(traced, inputs)
     return given(marked, _weights(traced, marked), target=target, isa=isa, by=by, rounded_in_training=rounded)
 
@@ -174,5 +159,3 @@ def _weights(traced: nn.Module, marked: Graph) -> dict[str, WeightGrid]:
             if name in constants:
                 found[name] = module.grid
     return found
-
-

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
 
-from exactq.conversion.markers import DECODED, ON_GRID
+from exactq.conversion.markers import DECODED, NAMED, ON_GRID
 from exactq.errors import ModelError
 from exactq.graphs.graph import Edit, Graph, op_name
 from exactq.graphs.programs import is_compute
@@ -35,7 +36,7 @@ _MOVES = "view flatten unsqueeze squeeze permute transpose slice select constant
 _BOUNDS = "relu clamp leaky_relu"
 _POOLS = "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"
 _ADAPTIVE = "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean upsample_nearest2d"
-KEEPS_THE_GRID = frozenset(f"aten.{op}" for op in " ".join((_MOVES, _BOUNDS, _POOLS, _ADAPTIVE)).split())
+KEEPS_THE_GRID = frozenset(f"aten.{op}" for op in f"{_MOVES} {_BOUNDS} {_POOLS} {_ADAPTIVE}".split())
 """What PyTorch does to a quantized tensor without being told a grid: the result has the grid of what was read."""
 
 AVERAGES = frozenset(f"aten.{op}" for op in "avg_pool1d avg_pool2d avg_pool3d mean".split()) | {
@@ -110,6 +111,13 @@ class _Placing:
     """Value -> the value whose grid it keeps."""
 
     def place(self) -> None:
+        for node in self.edit:
+            if node.op == "call_function" and node.target is NAMED:
+                known: Any = node.args
+                source, name = known
+                self.edit.replace(node, source)
+                if source.op == "call_function":
+                    self._rename(source, name)
         at: dict[fx.Node, Grid] = {}
         coded: dict[fx.Node, fx.Node] = {}
         """A mark or a value that moves codes -> the value that holds them."""
@@ -135,20 +143,20 @@ class _Placing:
 
     def _marked(self, mark: fx.Node, at: dict[fx.Node, Grid]) -> fx.Node:
         """The value that holds the codes of a mark, its grid noted in `at`."""
-        read, scale, zero, lo, hi, name = mark.args
-        assert isinstance(read, fx.Node)
-        shift = 128 if lo < 0 else 0  # type: ignore[operator]
-        lo, hi = lo + shift, hi + shift  # type: ignore[operator]
+        given: Any = mark.args
+        read, scale, zero, lo, hi, name = given
+        shift = 128 if lo < 0 else 0
+        lo, hi = lo + shift, hi + shift
         if lo < 0 or hi > UINT8.hi:
             raise ModelError(f"`{name}` has codes of {lo - shift}..{hi - shift}: no target here has activations beyond 8 bits")
-        grid = _grid(float(scale), int(zero) + shift)  # type: ignore[arg-type]
+        grid = _grid(scale, zero + shift)
         source = read
         while source.target in (ON_GRID, DECODED):
             source = source.all_input_nodes[0]
         others = [u for u in read.users if u.target is not ON_GRID]
         if source is not read or source in at and not at[source].same_as(grid) or others or source.op == "get_attr":
             with self.edit.graph.inserting_before(mark):
-                source = self.edit.call(str(name), aten.clone.default, read)
+                source = self.edit.call(name, aten.clone.default, read)
         held = source
         if (lo, hi) != (UINT8.lo, UINT8.hi):
             ends = grid.decode(torch.tensor([lo, hi]))
@@ -159,10 +167,10 @@ class _Placing:
                 at[source] = grid  # the kernel rounds to the whole of the grid, and what is clamped then are codes
         at[held] = grid
         if read.op == "placeholder":
-            self.inputs[str(name)] = self.edit.value(read)
-        if held.op == "call_function" and self.inputs.get(str(name)) != name:
-            self._rename(held, str(name))
-        self.names[str(name)] = (self.edit.value(held), shift)
+            self.inputs[name] = self.edit.value(read)
+        if held.op == "call_function" and self.inputs.get(name) != name:
+            self._rename(held, name)
+        self.names[name] = (self.edit.value(held), shift)
         return held
 
     def _rename(self, node: fx.Node, wanted: str) -> None:
@@ -189,9 +197,7 @@ def _grid(scale: float, zero: int) -> Grid:
     return Grid(UINT8, torch.tensor(scale, dtype=torch.float32), torch.tensor(zero, dtype=torch.int32))
 
 
-def _slots(
-    graph: Graph, placing: _Placing, weights: Mapping[str, WeightGrid], ability: Ability, by: str
-) -> dict[str, Slot]:
+def _slots(graph: Graph, placing: _Placing, weights: Mapping[str, WeightGrid], ability: Ability, by: str) -> dict[str, Slot]:
     """The plan's lines."""
     patterns = find_patterns(graph)
     slots: dict[str, Slot] = {}
@@ -211,7 +217,7 @@ def _slots(
         else:
             slots[name] = Float("the model keeps it in float")
     for node in graph.calls:
-        if is_compute(node) and isinstance(made := rule(node), Computes):
+        if is_compute(node) and isinstance(rule(node), Computes):
             weight, bias = weight_and_bias(node)
             x, w = graph.name(node.all_input_nodes[0]), graph.name(weight)
             if w in weights:
@@ -256,5 +262,3 @@ def _bias(x: str, w: str, ability: Ability, *, coded: bool) -> Slot:
     if not coded:
         return Float("its layer reads reals")
     return Product((x, w), INT32, "added to the accumulator, so it lives on the grid of the products")
-
-

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from exactq.conversion.markers import DECODED, ON_GRID
+from exactq.conversion.markers import DECODED, NAMED, ON_GRID
 from exactq.conversion.standins import Apply, Place, place
 from exactq.errors import ModelError
 from exactq.graphs.graph import unique
@@ -56,6 +56,13 @@ _WORDS: dict[Any, str] = {
 }
 
 
+_TENSORS = frozenset(
+    "cat flatten reshape relu relu6 sigmoid tanh hardtanh leaky_relu mean permute transpose squeeze unsqueeze max_pool1d "
+    "max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d".split()
+)
+"""Functions that make one tensor, of codes where they read codes: their results are shown under the functions' names."""
+
+
 def rewrite(module: fx.GraphModule, prefix: str, places: Mapping[str, Place]) -> dict[str, str]:
     """Rewrite a graph in place; back comes node name -> value name, for each value that is encoded.
 
@@ -69,7 +76,7 @@ def rewrite(module: fx.GraphModule, prefix: str, places: Mapping[str, Place]) ->
         if made is None:
             continue
         target, args, name = made
-        with module.graph.inserting_before(node):
+        with module.graph.inserting_after(node):
             if isinstance(target, nn.Module):
                 new = module.graph.call_module(_held(module, target, str(name)), args)
             else:
@@ -77,7 +84,10 @@ def rewrite(module: fx.GraphModule, prefix: str, places: Mapping[str, Place]) ->
         if name is not None:
             spots[node.name] = name
         node.replace_all_uses_with(new)
-        module.graph.erase_node(node)
+        if target is NAMED:
+            new.args = args
+        else:
+            module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -109,17 +119,21 @@ def _rewritten(
     if node.op != "call_function":
         return None
     if node.target is torch.quantize_per_tensor:
-        x, scale, zero, dtype = (_value(module, a) if n else a for n, a in enumerate(node.args))
+        given: list[Any] = [_value(module, a) if n else a for n, a in enumerate(node.args)]
+        x, scale, zero, dtype = given
         return _mark(x, place(scale, zero, dtype, names[x]))
     if node.target in BINARY or node.target in UNARY:
         return _operator(module, node, names[node])
     if node.target is _ops.cat:
-        x, dim, scale, zero = (_value(module, a) if n else a for n, a in enumerate(node.args))
+        given = [_value(module, a) if n else a for n, a in enumerate(node.args)]
+        xs, dim, scale, zero = given
         at = place(scale, zero, torch.quint8, names[node])
-        return Apply(lambda *xs: torch.cat(xs, dim), at), tuple(x), at.name
+        return Apply(lambda *parts: torch.cat(parts, dim), at), tuple(xs), at.name
     if str(getattr(node.target, "__module__", "")).startswith("torch._ops.quantized") or "quantized." in str(node.target):
-        raise ModelError(f"`{names[node]}` calls {node.target} ({prefix or 'the graph'}), which is not read: use the module form")
-    return None
+        raise ModelError(
+            f"`{names[node]}` calls {node.target} ({prefix or 'the graph'}), which is not read: use the module form"
+        )
+    return (NAMED, (node, names[node]), names[node]) if _word(node.target) in _TENSORS and node.op == "call_function" else None
 
 
 def _mark(x: Any, at: Place) -> Made:
@@ -131,7 +145,9 @@ def _operator(module: fx.GraphModule, node: fx.Node, name: str) -> Made:
     run = BINARY.get(node.target) or UNARY[node.target]
     if node.target in BINARY:
         if len(args) != 4:
-            raise ModelError(f"`{name}` calls {node.target} with a number: it moves the grid of codes, which no target here does")
+            raise ModelError(
+                f"`{name}` calls {node.target} with a number: it moves the grid of codes, which no target here does"
+            )
         operands, (scale, zero) = args[:2], args[2:]
     elif node.target in (_ops.leaky_relu, _ops.elu):
         x, alpha, *rest = args
@@ -181,7 +197,7 @@ def _word(target: Any) -> str:
 
 
 def _producer(module: fx.GraphModule, source: fx.Node, names: Mapping[fx.Node, str]) -> str:
-    """The name of an observed value: behind an addition or product and its relu that of the former, as `convert_fx` fuses them."""
+    """The name of an observed value: behind an addition or product and its relu that of the former."""
     before = _fused(module, source)
     return names[source if before is None else before]
 

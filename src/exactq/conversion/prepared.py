@@ -1,7 +1,7 @@
 """What `prepare`, `prepare_qat` and their FX forms leave behind: the stand-in of each layer that will be quantized.
 
-A layer's weight codes are those that its fake quantization makes of its weight; batch normalization is folded as the layer's own
-forward pass does it in evaluation mode: w = W·γ/√(v + ε), b = (B − μ)·γ/√(v + ε) + β.
+A layer's weight codes are those that its fake quantization makes of its weight; batch normalization is folded as the layer's
+own forward pass does it in evaluation mode: w = W·γ/√(v + ε), b = (B − μ)·γ/√(v + ε) + β.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from exactq.errors import ModelError
 from exactq.numerics.formats import INT8, Grid
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRAINED = (nnqat.Linear, nnqat.Conv1d, nnqat.Conv2d, nnqat.Conv3d, nniqat.LinearReLU, nniqat.LinearBn1d) + tuple(
-    getattr(nniqat, f"{kind}{n}d") for kind in ("ConvReLU", "ConvBn", "ConvBnReLU") for n in (1, 2, 3)
+_TRAINED = (
+    *(nnqat.Linear, nnqat.Conv1d, nnqat.Conv2d, nnqat.Conv3d, nniqat.LinearReLU, nniqat.LinearBn1d),
+    *(getattr(nniqat, f"{kind}{n}d") for kind in ("ConvReLU", "ConvBn", "ConvBnReLU") for n in (1, 2, 3)),
 )
 _OBSERVED = (nn.Linear, *_CONVOLUTIONS, nni.LinearReLU, nni.ConvReLU1d, nni.ConvReLU2d, nni.ConvReLU3d)
 
@@ -64,17 +65,17 @@ def activation(module: nn.Module, name: str) -> tuple[Place, Used]:
     return Place(float(found.scale), int(found.zero), found.lo, found.hi, name), found
 
 
-def layer(module: Any, name: str) -> tuple[Layer, Used]:
-    """The stand-in of a layer, without a mark, and the grid of its weight."""
+def layer(module: Any, name: str, place: Place | None) -> tuple[Layer, Used]:
+    """The stand-in of a layer whose result is encoded at `place`, and the grid of its weight."""
     relu = isinstance(module, nniqat.LinearReLU) or "ReLU" in type(module).__name__
-    inner = module if type(module) in _TRAINED else module[0] if isinstance(module, nn.Sequential) else module
+    inner: Any = module if type(module) in _TRAINED else module[0] if isinstance(module, nn.Sequential) else module
     weight, bias = _folded(inner)
     faked = getattr(module, "weight_fake_quant", None)
     if faked is None:
         faked = (getattr(module, "qconfig", None) or inner.qconfig).weight()
     found = used(faked, f"{name}.weight", weight)
     places = convolution_places(inner, name) if isinstance(inner, _CONVOLUTIONS) else None
-    return Layer(Weights(*_coded(weight, found, name), bias), places, relu=relu, place=None), found
+    return Layer(Weights(*_coded(weight, found, name), bias), places, relu=relu, place=place), found
 
 
 def _folded(module: Any) -> tuple[Tensor, Tensor | None]:

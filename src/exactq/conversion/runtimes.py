@@ -99,7 +99,7 @@ def _running(target: str) -> Iterator[None]:
 
 @contextmanager
 def _seen(module: nn.Module, spots: Mapping[str, Mapping[str, str]], see: See, *, marks: bool = False) -> Iterator[None]:
-    """A context in which `see` is told what each module, and each node of an FX graph, makes; with `marks` only observed values."""
+    """A context in which `see` is told what modules and nodes of FX graphs make; with `marks` only observed values."""
     calls: dict[str, int] = {}
     handles, graphs = [], []
 
@@ -113,7 +113,7 @@ def _seen(module: nn.Module, spots: Mapping[str, Mapping[str, str]], see: See, *
     for path, part in module.named_modules():
         if path in spots and isinstance(part, fx.GraphModule):
             graphs.append(part)
-            part.forward = _Watched(part, spots[path], see).run  # type: ignore[method-assign]
+            part.forward = _Watched(part, spots[path], see).run
         elif path and (path.endswith(BEHIND) or not marks):
             handles.append(part.register_forward_hook(told(path.removesuffix(BEHIND))))
     try:

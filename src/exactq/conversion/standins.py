@@ -65,7 +65,7 @@ class Weights:
 
 
 class Layer(nn.Module):
-    """A convolution of `places` (stride, padding, dilation, groups) or, without, a linear layer; a relu and a mark behind it."""
+    """A convolution of `places` (stride, padding, dilation, groups), or a linear layer of None; a relu and a mark behind it."""
 
     def __init__(self, weights: Weights, places: dict[str, Any] | None, *, relu: bool, place: Place | None) -> None:
         super().__init__()
@@ -149,7 +149,9 @@ def quantized_weights(weight: Tensor, bias: Tensor | None, name: str) -> Weights
         return channel_weights(weight.int_repr(), scales, zeros, axis, bias)
     if weight.qscheme() != torch.per_tensor_affine:
         raise ModelError(f"`{name}` has weights of the scheme {weight.qscheme()}, which is not read")
-    grid = Grid(INT8, torch.tensor(weight.q_scale(), dtype=torch.float32), torch.tensor(weight.q_zero_point(), dtype=torch.int32))
+    grid = Grid(
+        INT8, torch.tensor(weight.q_scale(), dtype=torch.float32), torch.tensor(weight.q_zero_point(), dtype=torch.int32)
+    )
     return Weights(weight.int_repr(), WeightGrid(grid, None), bias)
 
 

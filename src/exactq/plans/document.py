@@ -9,7 +9,21 @@ import yaml
 
 from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import Format, format_named, spelled
-from exactq.plans.plan import Edge, Fixed, FixedChannels, Float, Fused, Granularity, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
+from exactq.plans.plan import (
+    Edge,
+    Fixed,
+    FixedChannels,
+    Float,
+    Fused,
+    Granularity,
+    Own,
+    PerChannel,
+    PerTensor,
+    Plan,
+    Product,
+    Same,
+    Slot,
+)
 from exactq.plans.yamlfile import read_yaml
 
 VERSION = 1
@@ -89,8 +103,8 @@ def _written(slot: Slot) -> dict[str, Any]:
         case Fixed(fmt, scale, zero, reason):
             return {"fixed": spelled(fmt), "scale": scale, "zero": zero, "reason": reason}
         case FixedChannels(fmt, scales, zeros, axis, reason):
-            zero = {"zeros": list(zeros)} if any(zeros) else {}
-            return {"fixed-channels": spelled(fmt), "scales": list(scales), **zero, "axis": axis, "reason": reason}
+            some = {"zeros": list(zeros)} if any(zeros) else {}
+            return {"fixed-channels": spelled(fmt), "scales": list(scales), **some, "axis": axis, "reason": reason}
         case Fused(into, reason):
             return {"fused": into, "reason": reason}
         case Float(reason):

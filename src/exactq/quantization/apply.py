@@ -155,7 +155,9 @@ def _weight(
             continue
         if not isinstance(slot, Own):
             scale, least = made.scale.min().item(), held.scale.min().item()
-            raise UsageError(f"`{name}`: with the scale {scale:g} the int32 code of `{layer.bias}` can overflow; the least is {least:g}")
+            raise UsageError(
+                f"`{name}`: with the scale {scale:g} the int32 code of `{layer.bias}` can overflow; the least is {least:g}"
+            )
         made = _weight_grid(name, value, slot, readers, floor=held.scale)
         some = f"{', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}"
         notes.append(

@@ -224,7 +224,13 @@ class _Fit:
                 raise UsageError(f"`{name}` adds `{b}` to products of `{x}` and `{w}`, not of {wrong}: write {line}: {fitting}")
             if spelled(slot.format) != "int32":
                 raise UsageError(f"`{b}` is in {spelled(slot.format)}: the accumulator it is added to is int32")
-        elif self.ability.bias is not None and not self.ability.rounds_bias and coded_weight and coded_input and self._codes_behind(node):
+        elif (
+            self.ability.bias is not None
+            and not self.ability.rounds_bias
+            and coded_weight
+            and coded_input
+            and self._codes_behind(node)
+        ):
             raise UsageError(
                 f"`{b}` is float, but the weight, the input and the output of `{name}` are codes: no kernel adds such a bias; "
                 f"write {fitting}, or make `{w}` float too"
@@ -257,7 +263,9 @@ class _Fit:
         operands = [n for n in root.all_input_nodes if n.op != "get_attr"]
         coded = all(self._coded(self.graph.name(n), name) for n in operands)
         if isinstance(rule, Computes):
-            coded = coded and isinstance(self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed | FixedChannels)
+            coded = coded and isinstance(
+                self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed | FixedChannels
+            )
         if coded:
             raise UsageError(
                 f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "

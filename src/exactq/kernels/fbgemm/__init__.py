@@ -1,8 +1,9 @@
 """The arithmetic of FBGEMM's int8 kernels as PyTorch calls them, bit for bit on the instruction sets of `isa`.
 
-acc = Σ (x − zx)·(w − zw) in int32, with pairs saturating where the instruction set does, and in the fast depthwise kernel everywhere
-(`depthwise_fast`): K runs over (kernel axes, input channel) of a group, and padded pixels hold zx, whichever of the pointwise,
-im2col, groupwise and depthwise kernels runs. What becomes of it is in `requantization`. Evidence: targets/pytorch/README.md.
+acc = Σ (x − zx)·(w − zw) in int32, with pairs saturating where the instruction set does, and in the fast depthwise kernel
+everywhere (`depthwise_fast`): K runs over (kernel axes, input channel) of a group, and padded pixels hold zx, whichever of the
+pointwise, im2col, groupwise and depthwise kernels runs. What becomes of it is in `requantization`. Evidence:
+targets/pytorch/README.md.
 """
 
 from __future__ import annotations
