@@ -74,7 +74,9 @@ def test_one_changed_weight_code_is_found_where_it_is_read_and_counted(made: Qua
         next(t for t in onnx.load_from_string(made.artifact()).graph.initializer if t.name == "3.weight/codes")
     )
     other = -int(codes.flat[0]) if abs(int(codes.flat[0])) > 40 else 127
-    verdict = verify(made, [(images(64, 2),)], artifact=changed(made, "3.weight/codes", first_differently(other)))
+    verdict = verify(
+        made, [(images(64, 2),)], runtime=made.target.open(changed(made, "3.weight/codes", first_differently(other)))
+    )
     assert not verdict.equal
     found = by_name(verdict)
     last = list(found)[-1]
@@ -88,7 +90,9 @@ def test_one_changed_weight_code_is_found_where_it_is_read_and_counted(made: Qua
 def test_one_changed_scale_is_found(made: Quantized) -> None:
     model = onnx.load_from_string(made.artifact())
     name = next(t.name for t in model.graph.initializer if t.name.endswith("/scale") and t.name.startswith("input"))
-    verdict = verify(made, [(images(16, 2),)], artifact=changed(made, name, lambda scale: scale * np.float32(1.5)))
+    verdict = verify(
+        made, [(images(16, 2),)], runtime=made.target.open(changed(made, name, lambda scale: scale * np.float32(1.5)))
+    )
     assert not verdict.equal
     assert by_name(verdict)[made_inputs(made)] > 0
 
@@ -96,7 +100,7 @@ def test_one_changed_scale_is_found(made: Quantized) -> None:
 def test_one_changed_zero_point_is_found(made: Quantized) -> None:
     model = onnx.load_from_string(made.artifact())
     name = next(t.name for t in model.graph.initializer if t.name.endswith("/zero") and t.name.startswith("input"))
-    verdict = verify(made, [(images(16, 2),)], artifact=changed(made, name, lambda zero: zero + np.uint8(1)))
+    verdict = verify(made, [(images(16, 2),)], runtime=made.target.open(changed(made, name, lambda zero: zero + np.uint8(1))))
     assert not verdict.equal
     assert by_name(verdict)[made_inputs(made)] > 0
     assert next(t for t in verdict.tensors if t.name == made_inputs(made)).max_lsb == 1
@@ -110,7 +114,7 @@ def test_the_file_of_another_model_differs(made: Quantized) -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     other = exactq.quantize(model, (images(2),), calibration=[(images(64),)])
-    verdict = verify(made, [(images(16, 2),)], artifact=other.artifact())
+    verdict = verify(made, [(images(16, 2),)], runtime=made.target.open(other.artifact()))
     assert not verdict.equal
     assert verdict.outputs[0].mismatches > 0
 
@@ -127,21 +131,21 @@ def test_a_file_with_other_outputs_is_refused_by_name(made: Quantized) -> None:
 
     other = exactq.quantize(Two().eval(), (images(2),), calibration=[(images(8),)])
     with pytest.raises(TargetError, match="the file has 2 outputs, the model 1: is it another model's file"):
-        verify(made, [(images(2),)], artifact=other.artifact())
+        verify(made, [(images(2),)], runtime=made.target.open(other.artifact()))
 
 
 def test_a_file_with_other_inputs_is_refused(made: Quantized) -> None:
     model = nn.Bilinear(3, 4, 5).eval()
     other = exactq.quantize(model, (torch.randn(2, 3), torch.randn(2, 4)), calibration=[(torch.randn(8, 3), torch.randn(8, 4))])
     with pytest.raises(TargetError, match=r"takes 2 inputs .*, not 1"):
-        verify(made, [(images(2),)], artifact=other.artifact())
+        verify(made, [(images(2),)], runtime=made.target.open(other.artifact()))
 
 
 def test_a_value_of_another_shape_is_all_different(made: Quantized) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 6)).eval()
     other = exactq.quantize(model, (images(2),), calibration=[(images(64),)])
-    verdict = verify(made, [(images(4),)], artifact=other.artifact())
+    verdict = verify(made, [(images(4),)], runtime=made.target.open(other.artifact()))
     assert (verdict.outputs[0].elements, verdict.outputs[0].mismatches) == (24, 24)
 
 
@@ -150,13 +154,13 @@ def test_a_corrupt_file_is_a_target_error_and_nothing_is_printed(
     made: Quantized, data: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TargetError, match=r"ONNX Runtime [\d.]+ cannot load the model"):
-        verify(made, [(images(2),)], artifact=data)
+        verify(made, [(images(2),)], runtime=made.target.open(data))
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_truncated_file_is_a_target_error(made: Quantized) -> None:
     with pytest.raises(TargetError):
-        verify(made, [(images(2),)], artifact=made.artifact()[:-700])
+        verify(made, [(images(2),)], runtime=made.target.open(made.artifact()[:-700]))
 
 
 def test_inputs_of_another_shape_are_a_target_error_and_nothing_is_printed(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
     from exactq.flow import bench as bench
+    from exactq.flow import convert as convert
     from exactq.flow import diff as diff
     from exactq.flow import explain as explain
     from exactq.flow import export as export
@@ -57,6 +58,7 @@ LAYERS = (
 _DOOR = {
     "Quantized": "exactq.quantized",
     "bench": "exactq.flow",
+    "convert": "exactq.flow",
     "diff": "exactq.flow",
     "explain": "exactq.flow",
     "export": "exactq.flow",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
+from exactq.conversion import Foreign, foreign
 from exactq.difference import Diff, Execution, execution
 from exactq.difference import diff as diff_executions
-from exactq.errors import ModelError, UsageError, unknown
+from exactq.errors import DataError, ModelError, UsageError, unknown
 from exactq.explanation import Explanation
 from exactq.explanation import explain as explain_element
 from exactq.graphs.graph import Graph
@@ -46,6 +48,7 @@ Counted = Callable[[int], None]
 
 __all__ = [
     "bench",
+    "convert",
     "diff",
     "explain",
     "export",
@@ -168,10 +171,42 @@ def export(quantized: Quantized, path: str | Path) -> Path:
     return quantized.export(path)
 
 
-def verify(quantized: Quantized | str | Path, batches: Batches, *, inputs: int = 64) -> Verdict:
-    """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in."""
-    made = quantized if isinstance(quantized, Quantized) else load(quantized)
-    return verify_quantized(made, map(as_tuple, batches), inputs=inputs)
+def convert(model: nn.Module, example_inputs: Sequence[Tensor], *, target: str | None = None) -> Quantized:
+    """A model that torch.ao prepared or converted, on exactly the grids it has: those that its fake quantization really used.
+
+    `torch.ao.quantization.convert` asks observers instead, and the model jumps. Without a target it is PyTorch's engine,
+    `torch.backends.quantized.engine`. Raises `ModelError` for a model that was never calibrated and for parts not read.
+    """
+    return foreign(model, as_tuple(example_inputs), target=target).quantized
+
+
+def verify(
+    quantized: Quantized | nn.Module | str | Path, batches: Batches, *, inputs: int = 64, target: str | None = None
+) -> Verdict:
+    """The real runtime beside the emulator on at least `inputs` inputs; takes a `Quantized` or the folder it was saved in.
+
+    It also takes a module that torch.ao converted: then that module's own codes and answers stand beside the emulator of
+    `target`, the engine that PyTorch is set to if none is given.
+    """
+    rows = map(as_tuple, batches)
+    if not isinstance(quantized, nn.Module):
+        made = quantized if isinstance(quantized, Quantized) else load(quantized)
+        return verify_quantized(made, rows, inputs=inputs)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("there is no input to verify with: give at least one batch")
+    theirs = _converted(quantized, first, target)
+    return verify_quantized(theirs.quantized, chain([first], rows), runtime=theirs.runtime, inputs=inputs)
+
+
+def _converted(model: nn.Module, example_inputs: Sequence[Tensor], target: str | None) -> Foreign:
+    """A module that others converted; `UsageError` for one that is only prepared."""
+    theirs = foreign(model, example_inputs, target=target)
+    if theirs.kind == "prepared":
+        raise UsageError(
+            "the model is prepared and has no integers yet: exactq.convert makes them, on the grids of its training"
+        )
+    return theirs
 
 
 def bench(
@@ -193,7 +228,7 @@ def bench(
 
 
 def explain(
-    quantized: Quantized | str | Path,
+    quantized: Quantized | nn.Module | str | Path,
     node: str,
     at: Sequence[int],
     *,
@@ -202,9 +237,15 @@ def explain(
 ) -> Explanation:
     """How the integer of the value `node` at the index `at` comes about on `inputs`, one batch, step by step; print it.
 
-    `at` begins with the sample's number in the batch. Without inputs it is one of normally distributed numbers.
+    `at` begins with the sample's number in the batch. Without inputs it is one of normally distributed numbers. A module that
+    torch.ao prepared or converted is taken too, with inputs.
     """
-    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    if isinstance(quantized, nn.Module):
+        if inputs is None:
+            raise UsageError("a module that others quantized is traced on its inputs: give inputs=")
+        made = foreign(quantized, as_tuple(inputs)).quantized
+    else:
+        made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from exactq.errors import DataError, TargetError
 from exactq.graphs.qdq import CODES, REAL
 from exactq.quantized import Quantized
+from exactq.targets.target import Runtime
 from exactq.traces import Program, Step, Trace, walk
 
 
@@ -102,13 +103,14 @@ def verify(
     quantized: Quantized,
     batches: Iterable[Sequence[Tensor]],
     *,
-    artifact: bytes | None = None,
+    runtime: Runtime | None = None,
     inputs: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> Verdict:
     """The runtime's answers on at least `inputs` inputs (fewer if the batches end) beside the emulator's, bit for bit.
 
-    `artifact` is the file to run; without one it is made anew. The emulator is that of this machine's instruction set, which
+    `runtime` is what answers: a file opened by the target, or a module that others quantized; without one it is the target's
+    own, on the file made anew. The emulator is that of this machine's instruction set, which
     may be another than the plan's. Where a value is made in a float island, the emulator goes on from the runtime's own codes
     there, so that everything behind is still checked. Raises `DataError` for no input at all and `TargetError` for a file that
     the runtime cannot load or that is not of this model.
@@ -116,7 +118,7 @@ def verify(
     target = quantized.target
     isa = target.detect_isa()
     program = target.lower(quantized.graph, isa)
-    runtime = target.open(quantized.artifact() if artifact is None else artifact)
+    real = target.open(quantized.artifact()) if runtime is None else runtime
     grids = quantized.grids
     free = all(i.batch for i in quantized.float_graph.inputs)
     tensors: dict[str, _Count] = {}
@@ -126,8 +128,8 @@ def verify(
     for batch in batches:
         # A model of fixed shapes takes its batches whole.
         batch = tuple(x[: inputs - done] for x in batch) if free else tuple(batch)
-        seen = _emulate(program, batch, runtime.trace(batch))
-        answers = runtime.run(batch)
+        seen = _emulate(program, batch, real.trace(batch))
+        answers = real.run(batch)
         if len(answers) != len(program.outputs):
             raise TargetError(
                 f"the file has {len(answers)} outputs, the model {len(program.outputs)}: is it another model's file?"
@@ -155,7 +157,7 @@ def verify(
         tensors=tuple(Compared(name, **asdict(count)) for name, count in tensors.items()),
         outputs=tuple(Compared(name, **asdict(count)) for name, count in outputs.items()),
         unverified=tuple(f"{name}: {reason}" for name, reason in unverified.items()),
-        operators=dict(runtime.operators),
+        operators=dict(real.operators),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pairs of executions whose difference is known, because it was planted: grids, kernels and programs are exchanged in one place."""
+"""Pairs of executions whose difference is known, because it was planted: a grid, kernel or program is another in one place."""
 
 from __future__ import annotations
 
@@ -130,5 +130,3 @@ def in_double(given: Execution, layer: str = "second") -> Execution:
         return replace(step, run=run) if step.name == layer else step
 
     return stepwise(given, change)
-
-

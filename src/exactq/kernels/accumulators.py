@@ -84,6 +84,11 @@ def wraps(centred: Tensor, bias: Tensor | None, lo: int, hi: int) -> bool:
     return sums.largest(centred, bias, lo, hi) + centred[0].numel() * 2**15 >= 2**31
 
 
+def centred(weight: Tensor, w: Grid) -> Tensor:
+    """Weight codes without their zeros, int32."""
+    return weight.int() - (expand(w.zero, weight.shape) if w.zero.ndim else w.zero).to(weight.device)
+
+
 def channel_scales(w: Grid, channels: int) -> Tensor:
     """The scale of each output channel (channels,), for a grid per tensor or per channel along the first axis."""
     if w.scale.numel() not in (1, channels) or w.scale.numel() != (w.scale.shape[0] if w.scale.ndim else 1):

@@ -9,7 +9,21 @@ import yaml
 
 from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import Format, format_named, spelled
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Granularity, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
+from exactq.plans.plan import (
+    Edge,
+    Fixed,
+    FixedChannels,
+    Float,
+    Fused,
+    Granularity,
+    Own,
+    PerChannel,
+    PerTensor,
+    Plan,
+    Product,
+    Same,
+    Slot,
+)
 from exactq.plans.yamlfile import read_yaml
 
 VERSION = 1
@@ -88,6 +102,9 @@ def _written(slot: Slot) -> dict[str, Any]:
             return {"product": list(of), "format": spelled(fmt), "reason": reason}
         case Fixed(fmt, scale, zero, reason):
             return {"fixed": spelled(fmt), "scale": scale, "zero": zero, "reason": reason}
+        case FixedChannels(fmt, scales, zeros, axis, reason):
+            some = {"zeros": list(zeros)} if any(zeros) else {}
+            return {"fixed-channels": spelled(fmt), "scales": list(scales), **some, "axis": axis, "reason": reason}
         case Fused(into, reason):
             return {"fused": into, "reason": reason}
         case Float(reason):
@@ -164,7 +181,19 @@ def _product(f: dict[str, Any], reason: str) -> Slot:
     return Product((a, b), _format(f["format"]), reason)
 
 
-_OPTIONAL = {"own": ("per", "axis", "symmetric")}
+def _channels(f: dict[str, Any], reason: str) -> Slot:
+    scales = tuple(_number("scales", scale) for scale in _list("scales", f["scales"]))
+    zeros = tuple(_integer("zeros", zero) for zero in _list("zeros", f.get("zeros", [0] * len(scales))))
+    return FixedChannels(_format(f["fixed-channels"]), scales, zeros, _integer("axis", f["axis"]), reason)
+
+
+def _list(what: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what} is {value!r}; it needs a list of numbers")
+    return value
+
+
+_OPTIONAL = {"own": ("per", "axis", "symmetric"), "fixed-channels": ("zeros",)}
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]]] = {
     "own": (("observer",), _own),
     "same": ((), lambda f, reason: Same(_text("same", f["same"]), reason)),
@@ -173,6 +202,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]
         ("scale", "zero"),
         lambda f, reason: Fixed(_format(f["fixed"]), _number("scale", f["scale"]), _integer("zero", f["zero"]), reason),
     ),
+    "fixed-channels": (("scales", "axis"), _channels),
     "fused": ((), lambda f, reason: Fused(_text("fused", f["fused"]), reason)),
     "float": ((), lambda f, _: Float(_text("float", f["float"]))),
 }

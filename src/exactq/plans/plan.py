@@ -76,6 +76,25 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class FixedChannels:
+    """Codes on given grids, one for each index of `axis`: weights that somebody else quantized."""
+
+    format: Format
+    scales: tuple[float, ...]
+    zeros: tuple[int, ...]
+    axis: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(2.0**-126 <= scale <= 2.0**126 for scale in self.scales):
+            raise UsageError(f"the scales are {self.scales[:4]}; each has to be a positive float32 within 2^±126")
+        if len(self.zeros) != len(self.scales):
+            raise UsageError(f"{len(self.scales)} scales and {len(self.zeros)} zeros: each channel has one of each")
+        if bad := [zero for zero in self.zeros if not self.format.lo <= zero <= self.format.hi]:
+            raise UsageError(f"the zero {bad[0]} is no code of {self.format!r}: reals would lose their zero")
+
+
+@dataclass(frozen=True)
 class Fused:
     """No codes: the value exists only in the accumulator of the kernel that makes `into`."""
 
@@ -90,7 +109,7 @@ class Float:
     reason: str
 
 
-Slot = Own | Same | Product | Fixed | Fused | Float
+Slot = Own | Same | Product | Fixed | FixedChannels | Fused | Float
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class Plan:
 
     def quantized(self, name: str) -> bool:
         """Whether the value exists as codes."""
-        return isinstance(self.slots[self.source(name)], Own | Fixed | Product)
+        return isinstance(self.slots[self.source(name)], Own | Fixed | FixedChannels | Product)
 
     def read(self, value: str, user: str) -> Slot:
         """The slot on which `user` reads `value`: the edge's where there is one, else that at the end of the `Same` chain."""
@@ -181,6 +200,8 @@ def summary(slot: Slot) -> tuple[str, str, str]:
             return _range(fmt), f"{a} × {b}", ""
         case Fixed(fmt, scale, zero):
             return _range(fmt), f"scale {scale:g}, zero {zero}", "given"
+        case FixedChannels(fmt, scales, _, axis):
+            return _range(fmt), f"channel {axis}, scales {min(scales):g}..{max(scales):g}", "given"
         case Fused(into):
             return "accumulator", f"of {into}", ""
         case Float():

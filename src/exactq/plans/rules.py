@@ -86,4 +86,8 @@ class Ability:
     stored_bits: Mapping[int, int]
     """Weight bits -> the bits that the artifact stores for each, where the runtime's kernels know no narrower type."""
     bias: Format | None = INT32
+    rounds_bias: bool = False
+    """Whether kernels with such a format also take the real bias, and round it themselves."""
+    weight_zeros: bool = False
+    """Whether kernels take weights on grids whose zero is not 0."""
     pairs: str = "pairsafe"

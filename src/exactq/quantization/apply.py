@@ -21,7 +21,7 @@ from exactq.graphs.qdq import REAL, dequantize, quantize
 from exactq.numerics.formats import Grid
 from exactq.optimization.patterns import bounds
 from exactq.plans.build import weight_and_bias
-from exactq.plans.plan import Edge, Fixed, Own, PerChannel, Plan, Product, Slot
+from exactq.plans.plan import Edge, Fixed, FixedChannels, Own, PerChannel, Plan, Product, Slot
 from exactq.quantization.bias import bias_codes, guard, product
 from exactq.quantization.fit import layers
 from exactq.quantization.ranges import grid
@@ -142,7 +142,7 @@ def _weight(
     notes: list[str],
 ) -> None:
     node, slot = nodes[name], plan.slots[name]
-    assert isinstance(slot, Own | Fixed)
+    assert isinstance(slot, Own | Fixed | FixedChannels)
     value = edit.tensor(node)
     if not bool(value.any()):
         notes.append(f"`{name}` is all zero: every code is zero, on a grid whose scale does not matter")
@@ -153,9 +153,11 @@ def _weight(
         held, raised = guard(edit.tensor(nodes[layer.bias]), _read(edit, layer, grids).scale, made)
         if not raised:
             continue
-        if isinstance(slot, Fixed):
-            least = f"the least is {held.scale.item():g}"
-            raise UsageError(f"`{name}`: with the scale {slot.scale:g} the int32 code of `{layer.bias}` can overflow; {least}")
+        if not isinstance(slot, Own):
+            scale, least = made.scale.min().item(), held.scale.min().item()
+            raise UsageError(
+                f"`{name}`: with the scale {scale:g} the int32 code of `{layer.bias}` can overflow; the least is {least:g}"
+            )
         made = _weight_grid(name, value, slot, readers, floor=held.scale)
         some = f"{', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}"
         notes.append(
@@ -167,9 +169,13 @@ def _weight(
     _read_decoded(edit, list(node.users), node, made, name, _axis(slot))
 
 
-def _weight_grid(name: str, value: Tensor, slot: Own | Fixed, readers: Sequence[_Layer], floor: Tensor | None = None) -> Grid:
+def _weight_grid(
+    name: str, value: Tensor, slot: Own | Fixed | FixedChannels, readers: Sequence[_Layer], floor: Tensor | None = None
+) -> Grid:
     if isinstance(slot, Fixed):
         return _given(slot)
+    if isinstance(slot, FixedChannels):
+        return channel_grid(slot, value.shape)
     # Pairs are certified for every layer that shares the weight: as depthwise only if all of them are.
     groups = min(int(arguments(layer.node).get("groups", 1)) for layer in readers)
     try:
@@ -178,7 +184,18 @@ def _weight_grid(name: str, value: Tensor, slot: Own | Fixed, readers: Sequence[
         raise ModelError(f"`{name}`: {error}") from error
 
 
-def _axis(slot: Own | Fixed) -> int | None:
+def channel_grid(slot: FixedChannels, shape: Sequence[int]) -> Grid:
+    """The grid of weights of that shape; raises `UsageError` where they have another number of channels."""
+    if slot.axis >= len(shape) or shape[slot.axis] != len(slot.scales):
+        raise UsageError(f"{len(slot.scales)} scales along axis {slot.axis} do not fit weights of shape {tuple(shape)}")
+    places = [-1 if n == slot.axis else 1 for n in range(len(shape))]
+    scale = torch.tensor(slot.scales, dtype=torch.float32).reshape(places)
+    return Grid(slot.format, scale, torch.tensor(slot.zeros, dtype=torch.int32).reshape(places))
+
+
+def _axis(slot: Own | Fixed | FixedChannels) -> int | None:
+    if isinstance(slot, FixedChannels):
+        return slot.axis
     return slot.per.axis if isinstance(slot, Own) and isinstance(slot.per, PerChannel) else None
 
 

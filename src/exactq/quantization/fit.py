@@ -13,11 +13,11 @@ from torch import fx
 
 from exactq.calibration import observer_named
 from exactq.errors import UsageError, unknown
-from exactq.graphs.graph import Graph, op_name
+from exactq.graphs.graph import Graph, constant, op_name
 from exactq.numerics.formats import Format, Grid, spelled
 from exactq.optimization.patterns import bounds, find_patterns
 from exactq.plans.build import operand_reason, real_values, weight_and_bias
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
+from exactq.plans.plan import Edge, Fixed, FixedChannels, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
 from exactq.plans.rules import Ability, Activates, Computes
 from exactq.quantization.weights import WEIGHT_OBSERVERS
 
@@ -25,7 +25,7 @@ from exactq.quantization.weights import WEIGHT_OBSERVERS
 def layers(graph: Graph, plan: Plan) -> Iterator[fx.Node]:
     """The calls whose weight lives as codes."""
     for node in graph.calls:
-        if _multiplies(node) and isinstance(plan.slots[graph.name(weight_and_bias(node)[0])], Own | Fixed):
+        if _multiplies(node) and isinstance(plan.slots[graph.name(weight_and_bias(node)[0])], Own | Fixed | FixedChannels):
             yield node
 
 
@@ -83,31 +83,42 @@ class _Fit:
                 return
             case Product() if name in self.biases:
                 return
-            case Own() | Fixed() if name in self.weights:
+            case Own() | Fixed() | FixedChannels() if name in self.weights:
                 _allowed(f"the weights `{name}`", slot.format, self.ability.weights, self.ability)
             case _:
                 if name in self.biases and name not in self.weights:
                     raise UsageError(f"`{name}` is a bias: its line has to be `product`, or `float` in a float layer")
                 can = "own, fixed or float" if name in self.weights else "float: no integer kernel reads it as its weight"
                 raise UsageError(f"`{name}` is a constant; its line has to be {can}")
+        if isinstance(slot, Fixed | FixedChannels):
+            zeros = (slot.zero,) if isinstance(slot, Fixed) else slot.zeros
+            if any(zeros) and not self.ability.weight_zeros:
+                raise UsageError(f"`{name}`: weights live on grids whose zero is 0, not {next(z for z in zeros if z)}")
         if isinstance(slot, Fixed):
-            if slot.zero:
-                raise UsageError(f"`{name}`: weights live on grids whose zero is 0, not {slot.zero}")
+            return
+        if isinstance(slot, FixedChannels):
+            self._fixed_channels(name, slot)
             return
         if slot.observer not in WEIGHT_OBSERVERS:
             raise unknown(f"weight observer of `{name}`", slot.observer, WEIGHT_OBSERVERS)
         if not slot.symmetric:
             raise UsageError(f"`{name}`: weights live on symmetric grids, write `symmetric: true`")
         if isinstance(slot.per, PerChannel):
-            for node in self.layers:
-                rule = self._rule(node)
-                if (
-                    self.graph.name(weight_and_bias(node)[0]) == name
-                    and isinstance(rule, Computes)
-                    and rule.axis != slot.per.axis
-                ):
-                    what = f"`{name}`: {rule.kernel} takes a scale for each index of axis {rule.axis}"
-                    raise UsageError(f"{what}, the output channels, not of axis {slot.per.axis}")
+            self._axis(name, slot.per.axis)
+
+    def _fixed_channels(self, name: str, slot: FixedChannels) -> None:
+        self._axis(name, slot.axis)
+        shape = tuple(constant(self.graph.module, self.nodes[name]).shape)
+        if shape[slot.axis] != len(slot.scales):
+            raise UsageError(f"`{name}` of shape {shape} needs {shape[slot.axis]} scales, not {len(slot.scales)}")
+
+    def _axis(self, name: str, axis: int) -> None:
+        """The kernels of the layers that read the weights `name` take a scale for each index of `axis`."""
+        for node in self.layers:
+            rule = self._rule(node)
+            if self.graph.name(weight_and_bias(node)[0]) == name and isinstance(rule, Computes) and rule.axis != axis:
+                what = f"`{name}`: {rule.kernel} takes a scale for each index of axis {rule.axis}"
+                raise UsageError(f"{what}, the output channels, not of axis {axis}")
 
     def _activation(self, name: str, slot: Slot) -> None:
         match slot:
@@ -125,6 +136,8 @@ class _Fit:
                         f"make `{name}` float too, or give it a grid of its own"
                     )
                 self._real(name)
+            case FixedChannels():
+                raise UsageError(f"`{name}` is an activation and has one scale per channel: kernels take one for the tensor")
             case Product():
                 raise UsageError(f"`{name}` is no bias: only biases live on the grid of a product")
             case Fused(into):
@@ -197,7 +210,7 @@ class _Fit:
             return
         x, w, b = (self.graph.name(n) for n in (node.all_input_nodes[0], weight, bias))
         slot = self.plan.read(b, name)
-        coded_weight, coded_input = isinstance(self.plan.slots[w], Own | Fixed), self._coded(x, name)
+        coded_weight, coded_input = isinstance(self.plan.slots[w], Own | Fixed | FixedChannels), self._coded(x, name)
         fitting = f"{{product: [{x}, {w}], format: int32}}"
         if isinstance(slot, Product):
             if not coded_weight and Edge(b, name) not in self.plan.edges and self._another_layer_has(b, name):
@@ -211,7 +224,13 @@ class _Fit:
                 raise UsageError(f"`{name}` adds `{b}` to products of `{x}` and `{w}`, not of {wrong}: write {line}: {fitting}")
             if spelled(slot.format) != "int32":
                 raise UsageError(f"`{b}` is in {spelled(slot.format)}: the accumulator it is added to is int32")
-        elif self.ability.bias is not None and coded_weight and coded_input and self._codes_behind(node):
+        elif (
+            self.ability.bias is not None
+            and not self.ability.rounds_bias
+            and coded_weight
+            and coded_input
+            and self._codes_behind(node)
+        ):
             raise UsageError(
                 f"`{b}` is float, but the weight, the input and the output of `{name}` are codes: no kernel adds such a bias; "
                 f"write {fitting}, or make `{w}` float too"
@@ -244,7 +263,9 @@ class _Fit:
         operands = [n for n in root.all_input_nodes if n.op != "get_attr"]
         coded = all(self._coded(self.graph.name(n), name) for n in operands)
         if isinstance(rule, Computes):
-            coded = coded and isinstance(self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed)
+            coded = coded and isinstance(
+                self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed | FixedChannels
+            )
         if coded:
             raise UsageError(
                 f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "
@@ -272,7 +293,7 @@ def summary_of(slot: Slot) -> str:
     match slot:
         case Own():
             return "a grid of its own"
-        case Fixed():
+        case Fixed() | FixedChannels():
             return "a fixed grid"
         case Same(of):
             return f"on the grid of {of}"

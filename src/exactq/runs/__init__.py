@@ -108,7 +108,9 @@ def verify_run(folder: str | Path, *, data: str | None = None, inputs: int = 64,
     check_evaluation(dataset, saved.quantized.float_graph)
     with talk.track("verify", inputs) as advance:
         batches = (b.inputs for b in dataset.evaluation)
-        verdict = verify(saved.quantized, batches, artifact=saved.artifact, inputs=inputs, progress=advance)
+        verdict = verify(
+            saved.quantized, batches, runtime=saved.quantized.target.open(saved.artifact), inputs=inputs, progress=advance
+        )
     for remark in dataset.remarks():
         talk.say(f"note       {remark}")
     return verdict

@@ -87,7 +87,7 @@ def measured(
     """
     some = dataset.evaluation.first(SAMPLES)
     with talk.track("verify", SAMPLES) as advance:
-        verdict = verify(quantized, (b.inputs for b in some), artifact=artifact, progress=advance)
+        verdict = verify(quantized, (b.inputs for b in some), runtime=quantized.target.open(artifact), progress=advance)
     emulator = quantized.program(verdict.isa)
     models = {
         "float": float_model,

@@ -1,8 +1,9 @@
 """The arithmetic of FBGEMM's int8 kernels as PyTorch calls them, bit for bit on the instruction sets of `isa`.
 
-acc = Σ (x − zx)·w in int32, with pairs saturating where the instruction set does, and in the fast depthwise kernel everywhere
-(`depthwise_fast`): K runs over (kernel axes, input channel) of a group, and padded pixels hold zx, whichever of the pointwise,
-im2col, groupwise and depthwise kernels runs. What becomes of it is in `requantization`. Evidence: targets/pytorch/README.md.
+acc = Σ (x − zx)·(w − zw) in int32, with pairs saturating where the instruction set does, and in the fast depthwise kernel
+everywhere (`depthwise_fast`): K runs over (kernel axes, input channel) of a group, and padded pixels hold zx, whichever of the
+pointwise, im2col, groupwise and depthwise kernels runs. What becomes of it is in `requantization`. Evidence:
+targets/pytorch/README.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, Layer, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, centred, per_axis
 from exactq.kernels.fbgemm.isa import SATURATES
 from exactq.kernels.fbgemm.requantization import requantization
 from exactq.numerics.formats import Grid
@@ -35,7 +36,7 @@ def conv(
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,). One number for all
+    `weight` holds signed codes of `w` (out, in/groups, *kernel); `bias` float32 reals (out,). One number for all
     axes or one an axis for `stride`, `padding` and `dilation`; the padding is the same on both sides.
     """
     rank = weight.ndim - 2
@@ -48,7 +49,7 @@ def conv(
     excess = None
     if SATURATES[isa] or depthwise_fast(weight.shape, **places):  # type: ignore[arg-type]
         excess = pairs.convolution_excess(weight, zero=scalar_zero(x), **places)  # type: ignore[arg-type]
-    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
+    accumulate = accumulators.convolution(centred(weight, w), x=x, excess=excess, **places)  # type: ignore[arg-type]
     requantize = requantization(bias, x=x, w=w, y=y, channels=weight.shape[0], rank=rank, relu=relu)
     return Layer(accumulate, requantize)
 
@@ -100,7 +101,7 @@ def undecided(
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = pairs.matrix_excess(weight) if SATURATES[isa] else None
-    accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
+    accumulate = accumulators.matrix(centred(weight, w), x=x, excess=excess)
     requantize = requantization(bias, x=x, w=w, y=y, channels=weight.shape[0], rank=0, relu=relu)
     return Layer(accumulate, requantize)
 

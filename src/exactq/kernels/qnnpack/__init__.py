@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exactq.kernels import accumulators
-from exactq.kernels.accumulators import Kernel, Layer, channel_scales, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, centred, channel_scales, per_axis
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -37,11 +37,11 @@ def conv(
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
+    `weight` holds signed codes of `w` (out, in/groups, *kernel); `bias` float32 reals (out,).
     """
     rank = weight.ndim - 2
     accumulate = accumulators.convolution(
-        weight.int(),
+        centred(weight, w),
         _codes(bias, x, w, weight.shape[0]),
         x=x,
         stride=per_axis(stride, rank),
@@ -56,7 +56,7 @@ def conv(
 
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
-    accumulate = accumulators.matrix(weight.int(), _codes(bias, x, w, weight.shape[0]), x=x)
+    accumulate = accumulators.matrix(centred(weight, w), _codes(bias, x, w, weight.shape[0]), x=x)
     requantize = _requantization(x, w, y, channels=weight.shape[0], rank=0, relu=relu)
     return Layer(accumulate, requantize)
 

@@ -91,7 +91,7 @@ def _kernel(what: What, engine: str, isa: str) -> Made:
 
 def _layer(what: Layer, engine: str, isa: str) -> Made:
     library = ENGINES[engine].libraries[isa][0 if what.rank else 1]
-    if engine == "x86" and what.places.get("groups", 1) > GROUPS:
+    if engine == "x86" and (what.places.get("groups", 1) > GROUPS or bool(what.w.zero.any())):
         library = "fbgemm"
     kernels: Any = {"fbgemm": fbgemm, "onednn": onednn, "qnnpack": qnnpack}[library]
     operator = "conv" if what.rank else "linear"

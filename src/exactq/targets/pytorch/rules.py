@@ -64,7 +64,8 @@ ENGINES = {
 """Engine name -> what it is made of. Elementwise operators and pools are ATen's own, but for those QNNPACK has."""
 
 GROUPS = 100
-"""The engine x86 gives convolutions of more groups to FBGEMM on every machine (OnednnUtils.h: should_use_onednn_quant)."""
+"""The engine x86 gives convolutions of more groups to FBGEMM on every machine, and those whose weights have zeros other than 0
+(OnednnUtils.h: should_use_onednn_quant)."""
 
 
 def _all(*checks: Declines) -> Declines:
@@ -219,5 +220,7 @@ def ability(name: str, isa: str) -> Ability:
         saturation_source=engine.source,
         stored_bits={2: 8, 3: 8, 4: 8},
         bias=INT32 if name == "qnnpack" else None,
+        rounds_bias=name == "qnnpack",
+        weight_zeros=name != "onednn",  # qconv_prepack.cpp, qlinear_prepack.cpp: oneDNN wants zeros of 0
         pairs="pairsafe-taps" if name == "onednn" else "pairsafe-depthwise",
     )

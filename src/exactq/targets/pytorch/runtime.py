@@ -239,10 +239,10 @@ def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
     codes, bias = what.weight.contiguous(), None if what.bias is None else what.bias.to(torch.float32).contiguous()
     scale = what.w.scale
     if scale.ndim:
-        zeros = torch.zeros(scale.numel(), dtype=torch.int64)
+        zeros = what.w.zero.flatten().to(torch.int64)
         weight = torch._make_per_channel_quantized_tensor(codes, scale.flatten().double(), zeros, 0)
     else:
-        weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), 0)
+        weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), int(what.w.zero))
     at, ending = _at(what.y), "_relu" if what.relu else ""
     if not what.rank:
         packed, linear = _ops.linear_prepack(weight, bias), getattr(_ops, f"linear{ending}")
