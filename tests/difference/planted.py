@@ -122,7 +122,7 @@ def stepwise(given: Execution, change: Callable[[Step], Step]) -> Execution:
 
 def in_double(given: Execution, layer: str = "second") -> Execution:
     """The execution with one convolution's sums in float64, rounded once: another order of summation."""
-    read = side(given)
+    read = side(given, given.graph, {})
     weight, bias = read.weights[layer].reals, read.biases[layer]
 
     def change(step: Step) -> Step:

@@ -13,9 +13,9 @@ from exactq.difference.causes import BESIDE_FLOAT, REMEDIES, Cause
 from exactq.difference.executions import Execution
 from exactq.difference.findings import Diff, FoundCause, TensorDiff
 from exactq.difference.ideal import PARTS, Found, Ideal, Known, evaluate, ideal, magnitude
-from exactq.difference.sides import Side, decoded, side
+from exactq.difference.sides import Side, decoded, sides
 from exactq.errors import DataError
-from exactq.graphs.qdq import CODES, REAL
+from exactq.graphs.qdq import REAL
 from exactq.numerics.formats import Grid
 from exactq.traces import Program, Trace, walk
 
@@ -34,7 +34,7 @@ def diff(
     difference is seen where it arises, and the parts of the arithmetic are exchanged there. Raises `DataError` for models that
     are not the same, inputs that they do not take, and no input at all.
     """
-    both = ideal(side(a), side(b))
+    both = ideal(*sides(a, b))
     keys = _common(both)
     if not keys:
         raise DataError(f"{a.name} and {b.name} have no value in common that one of them has as codes: nothing can be compared")
@@ -171,10 +171,10 @@ def _count(place: _Place, lsb: Tensor, at_a: Tensor, at_b: Tensor) -> None:
 
 def _reals(s: Side, key: str, seen: Trace) -> Tensor | None:
     """What an execution made of a key, float64 reals: decoded codes, or the value where it keeps it real."""
-    codes, grid = seen.get(key + CODES), s.grids.get(key)
+    codes, grid = seen.get(s.step(key)), s.grids.get(key)
     if codes is not None and grid is not None:
         return decoded(codes, grid)
-    value = seen.get(s.values.get(key, key.partition("@")[0]))
+    value = seen.get(s.shown(key))
     if value is None:
         value = seen.get(key + REAL)
     if value is None:
@@ -293,10 +293,10 @@ def _given(s: Side, key: str, batch: tuple[Tensor, ...], given: Mapping[str, Ten
         if name not in s.grids:
             preset[name] = value.float()
         elif name != key:
-            preset[name + CODES] = _encoded(s.grids[name], value)
+            preset[s.step(name)] = _encoded(s.grids[name], value)
     inputs = tuple(preset.get(name, x) for name, x in zip(program.inputs, batch, strict=True))
     if key in s.grids:
-        return decoded(run_from(program, inputs, preset, key + CODES), s.grids[key])
+        return decoded(run_from(program, inputs, preset, s.step(key)), s.grids[key])
     name = s.values.get(key, key.partition("@")[0])
     if name in program.inputs:
         return inputs[program.inputs.index(name)].double()

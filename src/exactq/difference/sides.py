@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from exactq.difference.bounds import narrowed
 from exactq.difference.executions import Execution
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import is_compute
@@ -53,16 +54,26 @@ class Side:
     fused: frozenset[str]
     inside: frozenset[str]
     kernels: Mapping[str, str]
+    graph: Graph
+    renames: Mapping[str, str]
 
-    @property
-    def graph(self) -> Graph:
-        """The graph of the execution."""
-        return self.execution.graph
+    def step(self, key: str) -> str:
+        """The name of a key's codes in the execution's program and traces."""
+        return self.renames.get(key, key) + CODES
+
+    def shown(self, key: str) -> str:
+        """The name of a key's reals there."""
+        return self.renames.get(key) or self.values.get(key, key.partition("@")[0])
 
 
-def side(execution: Execution) -> Side:
-    """What the arithmetic of an execution consists of."""
-    graph = execution.graph
+def sides(a: Execution, b: Execution) -> tuple[Side, Side]:
+    """Two executions of one model; clamps that one of them has only to narrow a grid are narrower grids."""
+    first, second = operators(a.graph), operators(b.graph)
+    return side(a, *narrowed(a.graph, second)), side(b, *narrowed(b.graph, first))
+
+
+def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side:
+    """What the arithmetic of an execution consists of; `renames` says which keys of `graph` have other names in its program."""
     grids: dict[str, Grid] = {}
     values: dict[str, str] = {}
     reads: dict[tuple[str, str], str] = {}
@@ -85,10 +96,12 @@ def side(execution: Execution) -> Side:
     pairs: dict[str, Kernel] = {}
     rounds, fused, inside = set(), set(), set()
     kernels = {}
+    old = {name: key for key, name in renames.items()}
     for step in execution.program.steps:
         if step.grid is None:
             continue
         key = step.name.removesuffix(CODES)
+        key = old.get(key, key)
         kernels[key] = step.kernel
         if step.kernel in ZERO_INSIDE:
             inside.add(key)
@@ -111,6 +124,8 @@ def side(execution: Execution) -> Side:
         frozenset(fused),
         frozenset(inside),
         kernels,
+        graph,
+        renames,
     )
 
 
