@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
-from exactq.conversion import Foreign, foreign
-from exactq.difference import Diff, Execution, execution
+from exactq.conversion import Foreign, foreign, is_foreign
+from exactq.conversion.prepared import is_prepared
+from exactq.difference import Diff, Execution, execution, observed, prepared
 from exactq.difference import diff as diff_executions
 from exactq.errors import DataError, ModelError, UsageError, unknown
 from exactq.explanation import Explanation
 from exactq.explanation import explain as explain_element
 from exactq.graphs.graph import Graph
 from exactq.graphs.programs import example_inputs as random_inputs
+from exactq.graphs.programs import program
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
 from exactq.plans import document
@@ -249,25 +251,47 @@ def explain(
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 
-Executed = Execution | Quantized | str | Path | tuple[Quantized | str | Path, str]
+Executed = Execution | Quantized | nn.Module | str | Path | tuple[Quantized | str | Path, str]
 """A model and how it is executed: alone by its emulator, in a pair as the second says, one of `difference.WAYS`."""
 
 
 def diff(a: Executed, b: Executed, batches: Batches, *, inputs: int = 64) -> Diff:
     """Where two executions of one model part on at least `inputs` inputs, by how much, and why; print it.
 
-    Each is a quantized model or its folder, computed by its emulator, or a pair with a way to compute it: `"float"`, `"qdq"`,
-    `"emulator"`, `"emulator@ISA"` or `"runtime"`. Raises `DataError` where they are not of one model.
+    Each is a quantized model or its folder, computed by its emulator; a pair of one with a way to compute it (`"float"`,
+    `"qdq"`, `"emulator"`, `"emulator@ISA"` or `"runtime"`); or a module, float or prepared or converted by torch.ao or torchao,
+    that runs itself. Raises `DataError` where they are not of one model.
     """
-    return diff_executions(executed(a), executed(b), map(as_tuple, batches), inputs=inputs)
+    rows = map(as_tuple, batches)
+    first = next(rows, None)
+    if first is None:
+        raise DataError("there is no input to compare on: give at least one batch")
+    return diff_executions(executed(a, first), executed(b, first), chain([first], rows), inputs=inputs)
 
 
-def executed(given: Executed) -> Execution:
-    """The execution that is meant."""
+def executed(given: Executed, example_inputs: Sequence[Tensor]) -> Execution:
+    """The execution that is meant; modules are captured with `example_inputs`."""
     if isinstance(given, Execution):
         return given
+    if isinstance(given, nn.Module):
+        return _module(given, example_inputs)
     model, way = given if isinstance(given, tuple) else (given, "emulator")
     return execution(model if isinstance(model, Quantized) else load(model), way)
+
+
+def _module(model: nn.Module, example_inputs: Sequence[Tensor]) -> Execution:
+    if not is_foreign(model):
+        graph = prepare(model, example_inputs)
+        return Execution("float", graph, program(graph))
+    trains = any(map(is_prepared, model.modules()))
+    theirs = foreign(model, example_inputs, target=GRIDS_OF_TRAINING if trains else None)
+    if theirs.kind == "converted":
+        return observed(f"{theirs.quantized.target.name}, converted", theirs.quantized, theirs.runtime)
+    return prepared("prepared", theirs.quantized, theirs.runtime)
+
+
+GRIDS_OF_TRAINING = "fbgemm"
+"""The target whose plans take every grid that fake quantization can have; a prepared model computes in floats on any."""
 
 
 def train(

@@ -36,8 +36,6 @@ def diff(
     """
     both = ideal(*sides(a, b))
     keys = _common(both)
-    if not keys:
-        raise DataError(f"{a.name} and {b.name} have no value in common that one of them has as codes: nothing can be compared")
     tally = _Tally({key: _Place(key) for key in keys})
     free = all(i.batch for i in a.graph.inputs)
     done, seen = 0, []
@@ -190,11 +188,20 @@ def _step(both: Ideal, key: str) -> float | None:
 
 
 def _compared(both: Ideal, key: str, value: Tensor) -> Tensor:
-    """The reals that are compared: beside a float execution those of the nearest codes, as float32 otherwise where real."""
+    """The reals that are compared: of codes, the nearest ones beside a float execution, and float32 where both are real.
+
+    Grids that only the rounding of their scale tells apart are compared by their codes.
+    """
     known = [s.grids[key] for s in (both.a, both.b) if key in s.grids]
-    if len(known) == 1:
+    if len(known) == 1 or (known and _nearly_same(*known)):
         return _nearest(known[0], value)
     return value if known else value.float().double()
+
+
+def _nearly_same(first: Grid, second: Grid) -> bool:
+    """Whether no code of one is as far as a thousandth of a step from the same code of the other."""
+    apart = abs(float(first.scale) / float(second.scale) - 1) * 2**first.format.bits
+    return int(first.zero) == int(second.zero) and first.format.signed == second.format.signed and apart < 2.0**-10
 
 
 def _nearest(grid: Grid, value: Tensor) -> Tensor:

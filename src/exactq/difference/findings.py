@@ -102,7 +102,7 @@ def text(found: Diff) -> str:
         return "\n".join([*lines, "equal: every element"])
     where = "no tensor parts" if found.first is None else f"first apart at `{found.first}`,"
     lines.append(f"{where} given equal values before it")
-    lines += ["", "causes, by the share that each moves of the elements that part given equal values"]
+    lines += ["", "causes, by the share of the elements that part which each of them moves"]
     for c in found.causes:
         places = ", ".join(c.places[:3]) + (f" and {len(c.places) - 3} more" if len(c.places) > 3 else "")
         lines.append(f"  {c.cause.value:38}{c.share:7.2%}  up to {c.max_lsb:g} LSB, at {places}")

@@ -244,12 +244,17 @@ class _Walk:
             return real_sums + bias.reshape(shape)
         step = scale.float().double()
         exact = bias / step
-        codes = torch.round(exact) if name in sides[Cause.BIAS].rounds_bias else exact
+        codes = self.bias_codes(name, exact, sides[Cause.BIAS]) if name in sides[Cause.BIAS].rounds_bias else exact
         if name in sides[Cause.OVERFLOW].rounds_bias:
             codes = codes.clamp(-(2.0**31), 2.0**31 - 1)
             whole = total + codes.reshape(shape)
             return (wrap_int32(whole) if bool((whole.abs() >= 2.0**31).any()) else whole) * scale.reshape(shape)
         return (total + codes.reshape(shape)) * scale.reshape(shape)
+
+    def bias_codes(self, name: str, exact: Tensor, side: Side) -> Tensor:
+        """The codes of a bias of `exact` steps; at half steps the side's own, which it had from float32 quotients."""
+        own = side.bias_codes.get(name)
+        return torch.round(exact) if own is None else torch.where((exact - own).abs() < 0.501, own, torch.round(exact))
 
     def sums(self, name: str, node: fx.Node, weight: Tensor, grid: Grid, *, second: bool) -> sums.Sums:
         """The exact sums of a layer over centred codes; kept, for splitting them takes longer than to compute them."""

@@ -13,6 +13,7 @@ from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import is_compute
 from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, read_dequantize, read_quantize
 from exactq.kernels.accumulators import Kernel, Layer
+from exactq.kernels.anatomy import IntegerBias, Products
 from exactq.numerics.formats import Grid
 
 ROUNDS_BIAS = ("mlas", "qnnpack")
@@ -39,8 +40,9 @@ class Weight:
 class Side:
     """An execution, read. Codes are named by their key: `value`, or `value@reader` where one reader has a grid of its own.
 
-    `values`: key -> the value that is encoded; `reads`: (operator, value) -> the key it reads; `fused`: activations that a
-    kernel leaves to the end of its grid; `inside`: keys whose zero is added before the rounding.
+    `values`: key -> the value that is encoded; `reads`: (operator, value) -> the key it reads; `rounds_bias`: layers whose bias
+    is int32, `bias_codes`: those that are known as they are; `fused`: activations that a kernel leaves to the end of its grid;
+    `inside`: keys whose zero is added before the rounding.
     """
 
     execution: Execution
@@ -51,6 +53,7 @@ class Side:
     biases: Mapping[str, Tensor]
     pairs: Mapping[str, Kernel]
     rounds_bias: frozenset[str]
+    bias_codes: Mapping[str, Tensor]
     fused: frozenset[str]
     inside: frozenset[str]
     kernels: Mapping[str, str]
@@ -94,7 +97,7 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
                 if (bias := given.get("bias")) is not None:
                     biases[graph.name(node)] = real(graph, bias)
     pairs: dict[str, Kernel] = {}
-    rounds, fused, inside = set(), set(), set()
+    rounds, fused, inside, codes = set(), set(), set(), dict[str, Tensor]()
     kernels = {}
     old = {name: key for key, name in renames.items()}
     for step in execution.program.steps:
@@ -111,6 +114,8 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
                     pairs[name] = step.run.accumulate.excess
                 if step.kernel.partition(".")[0] in ROUNDS_BIAS:
                     rounds.add(name)
+                if isinstance(step.anatomy, Products) and isinstance(step.anatomy.bias, IntegerBias):
+                    codes[name] = step.anatomy.bias.codes.double()
         fused |= set(step.covers[1:])
     return Side(
         execution,
@@ -121,6 +126,7 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
         biases,
         pairs,
         frozenset(rounds),
+        codes,
         frozenset(fused),
         frozenset(inside),
         kernels,
