@@ -193,20 +193,18 @@ def _compared(both: Ideal, key: str, value: Tensor) -> Tensor:
     Grids that only the rounding of their scale tells apart are compared by their codes.
     """
     known = [s.grids[key] for s in (both.a, both.b) if key in s.grids]
-    if len(known) == 1 or (known and _nearly_same(*known)):
-        return _nearest(known[0], value)
-    return value if known else value.float().double()
+    if not known:
+        return value.float().double()
+    if len(known) == 1:
+        codes = torch.round(value / known[0].scale.double()).nan_to_num() + known[0].zero.double()
+        return decoded(codes.clamp(known[0].format.lo, known[0].format.hi), known[0])
+    return torch.round(value / known[0].scale.double()) * known[0].scale.double() if _nearly_same(*known) else value
 
 
 def _nearly_same(first: Grid, second: Grid) -> bool:
     """Whether no code of one is as far as a thousandth of a step from the same code of the other."""
     apart = abs(float(first.scale) / float(second.scale) - 1) * 2**first.format.bits
     return int(first.zero) == int(second.zero) and first.format.signed == second.format.signed and apart < 2.0**-10
-
-
-def _nearest(grid: Grid, value: Tensor) -> Tensor:
-    codes = torch.round(value / grid.scale.double()).nan_to_num() + grid.zero.double()
-    return decoded(codes.clamp(grid.format.lo, grid.format.hi), grid)
 
 
 def _lsb(first: Tensor, second: Tensor, step: float | None) -> Tensor:
