@@ -75,7 +75,7 @@ def test_a_trained_model_is_deployed_on_the_grids_that_it_used(mode: str, engine
     steps = {n: ((grids[n].decode(codes[n + CODES]) - reals[n]) / grids[n].scale).abs().round() for n in compared}
     # Sums of float32 and integers part only where they meet a tie; a jump of the grids moves a share of everything.
     assert sum(int((s > 0).sum()) for s in steps.values()) < 0.005 * sum(s.numel() for s in steps.values())
-    assert max(float(s.max()) for n, s in steps.items() if n != "fc") <= 1
+    assert max(float(s.max()) for n, s in steps.items() if n not in ("dropout", "fc")) <= 1
     jumped = (grids["stem"].decode(other["stem/codes"]) != reals["stem"]).float().mean()
     assert float(jumped) > 0.05
     assert any(jump.name == "stem.weight" for jump in theirs.jumps)
@@ -86,7 +86,8 @@ def test_both_forms_of_a_model_have_the_same_names(mode: str) -> None:
     model = prepared(mode, "qnnpack", trained=True)
     with on_engine("qnnpack"):
         before, after = (foreign(m, (images(2),)).quantized for m in (model, converted(mode, "qnnpack", model)))
-    assert set(before.grids) == set(after.grids)
+    # FX trains a dropout's result on a grid of its own, and convert_fx drops it.
+    assert set(before.grids) - {"dropout"} == set(after.grids)
     assert {"layer.0.conv1.weight", "layer.0.conv1", "stem", "fc.weight", "x"} <= set(before.grids)
 
 
