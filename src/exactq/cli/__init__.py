@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from exactq.cli.bench import bench
+from exactq.cli.convert import convert
 from exactq.cli.explain import explain
 from exactq.cli.export import export
 from exactq.cli.plan import plan
@@ -27,7 +28,7 @@ from exactq.cli.targets import targets
 from exactq.cli.verify import verify
 from exactq.errors import ExactqError, Stopped
 
-VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, bench, report, targets)
+VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, convert, bench, report, targets)
 
 NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
 """The exit codes besides 0."""
