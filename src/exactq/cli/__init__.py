@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from exactq.cli.bench import bench
+from exactq.cli.convert import convert
 from exactq.cli.diff import diff
 from exactq.cli.explain import explain
 from exactq.cli.export import export
@@ -28,7 +29,7 @@ from exactq.cli.targets import targets
 from exactq.cli.verify import verify
 from exactq.errors import ExactqError, Stopped
 
-VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, diff, bench, report, targets)
+VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, diff, convert, bench, report, targets)
 
 NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
 """The exit codes besides 0."""

@@ -73,7 +73,9 @@ def foreign(model: nn.Module, example_inputs: Sequence[Tensor], *, target: str |
             f"nothing in this {type(model).__name__} is quantized or prepared: it has no quantized module and no fake "
             "quantization. Prepare it with torch.ao or torchao, or give the float model to exactq.quantize"
         )
-    if name := next((name for name, m in model.named_modules() if m.training and isinstance(m, _RESTLESS)), None):
+    if name := next(
+        (name for name, m in model.named_modules() if m.training and isinstance(m, _RESTLESS) and not is_converted(m)), None
+    ):
         raise UsageError(f"`{name}` is in training mode: call eval() first, so that normalization and dropout stand still")
     chosen, isa = target_named(target or torch.backends.quantized.engine)
     if any(is_converted(m) or _quantizes(m) for m in model.modules()):

@@ -95,7 +95,7 @@ def given(
         raise ModelError("no value of the model has a grid: nothing in it is quantized")
     plan = Plan(target.name, isa, RECIPE, slots)
     applied = apply(float_graph, plan, {})
-    notes = applied.notes if rounded_in_training else (*applied.notes, *placing.averages())
+    notes = applied.notes if rounded_in_training else (*applied.notes, *placing.averages(), *_bias_notes(ability, slots))
     return Given(Quantized(float_graph, applied.graph, plan, notes), placing.names, placing.inputs)
 
 
@@ -126,7 +126,7 @@ class _Placing:
             if node.op != "call_function":
                 continue
             if node.target is ON_GRID:
-                source = self._marked(node, at)
+                source = self._again(node, coded) or self._marked(node, at)
                 coded[node] = source
             elif node.target is not DECODED and not any(user.target is ON_GRID for user in node.users):
                 read = [n for n in node.all_input_nodes if n in coded]
@@ -140,6 +140,15 @@ class _Placing:
                 self.edit.replace(node, coded.get(node, node.all_input_nodes[0]))
         self.grids = {self.edit.value(node): grid for node, grid in at.items()}
         self.passed = {self.edit.value(node): self.edit.value(source) for node, source in passes.items()}
+
+    def _again(self, mark: fx.Node, coded: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+        """The value that holds the codes of a mark right behind an equal one, as observers of an identity leave it."""
+        read: Any = mark.args[0]
+        if read.target is not ON_GRID or read.args[1:-1] != mark.args[1:-1]:
+            return None
+        held = coded[read]
+        self.names[str(mark.args[-1])] = (self.edit.value(held), self.names[str(read.args[-1])][1])
+        return held
 
     def _marked(self, mark: fx.Node, at: dict[fx.Node, Grid]) -> fx.Node:
         """The value that holds the codes of a mark, its grid noted in `at`."""
@@ -242,6 +251,14 @@ def _weight(given: WeightGrid, by: str) -> Slot:
         return Fixed(grid.format, float(grid.scale), int(grid.zero), f"given {by}")
     scales, zeros = tuple(grid.scale.flatten().tolist()), tuple(grid.zero.flatten().tolist())
     return FixedChannels(grid.format, scales, zeros, given.axis, f"given {by}")
+
+
+def _bias_notes(ability: Ability, slots: Mapping[str, Slot]) -> list[str]:
+    """A note where kernels round what training added as a real."""
+    if ability.bias is None or not any(isinstance(slot, Fixed | FixedChannels) for slot in slots.values()):
+        return []
+    what = f"{ability.target} rounds each bias to a code of {ability.bias.name}, training did not"
+    return [f"{what}: a value close to the middle of two codes may become the other; fbgemm, x86 and onednn add the real"]
 
 
 def _refuse_zeros(name: str, grid: Grid, ability: Ability) -> None:

@@ -57,10 +57,10 @@ _WORDS: dict[Any, str] = {
 
 
 _TENSORS = frozenset(
-    "cat flatten reshape relu relu6 sigmoid tanh hardtanh leaky_relu mean permute transpose squeeze unsqueeze max_pool1d "
+    "cat flatten reshape view relu relu6 sigmoid tanh hardtanh leaky_relu mean permute transpose squeeze unsqueeze max_pool1d "
     "max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d".split()
 )
-"""Functions that make one tensor, of codes where they read codes: their results are shown under the functions' names."""
+"""Functions and methods that make one tensor, of codes where they read codes: results are shown under these names."""
 
 
 def rewrite(module: fx.GraphModule, prefix: str, places: Mapping[str, Place]) -> dict[str, str]:
@@ -116,7 +116,7 @@ def _rewritten(
         return _mark(source, replace(places[str(node.target)], name=name))
     if node.op == "call_method" and node.target == "dequantize" or node.target is torch.dequantize:
         return DECODED, (node.args[0],), None
-    if node.op != "call_function":
+    if node.op not in ("call_function", "call_method"):
         return None
     if node.target is torch.quantize_per_tensor:
         given: list[Any] = [_value(module, a) if n else a for n, a in enumerate(node.args)]
@@ -133,7 +133,10 @@ def _rewritten(
         raise ModelError(
             f"`{names[node]}` calls {node.target} ({prefix or 'the graph'}), which is not read: use the module form"
         )
-    return (NAMED, (node, names[node]), names[node]) if _word(node.target) in _TENSORS and node.op == "call_function" else None
+    # Where observers tell every value, they name it too.
+    if not places and _word(node.target) in _TENSORS:
+        return NAMED, (node, names[node]), names[node]
+    return None
 
 
 def _mark(x: Any, at: Place) -> Made:

@@ -34,7 +34,7 @@ from exactq.sources.resolve import Source
 from exactq.talk import SILENT, Talk
 from exactq.verification import Verdict, verify
 
-__all__ = ["Wishes", "open_model", "plan", "plan_rows", "quantize", "run", "short_plan_rows", "verify_run"]
+__all__ = ["Wishes", "open_model", "plan", "plan_rows", "quantize", "run", "short_plan_rows", "verify_run", "write_run"]
 
 TUNABLE = ("ok", "over_budget")
 """The verdicts of a model that fine-tuning could make better."""
@@ -64,7 +64,7 @@ def run(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any]:
         agreed(talk, "export", f"Write the run to {asked.folder}?", yes="the artifact, plan, graphs, figures and report")
         facts = _named_facts(source, best.quantized) | _measured_facts(job, first, best, trained)
         facts |= costs(best.quantized, best.artifact, source.dataset.first.inputs, talk)
-        work.publish(lambda folder: _write(folder, asked, source, best.quantized, best.artifact, facts))
+        work.publish(lambda folder: write_run(folder, asked, source, best.quantized, best.artifact, facts))
     return {"out": str(asked.folder), "command": asked.command, **facts}
 
 
@@ -84,7 +84,7 @@ def quantize(model: str, *, talk: Talk = SILENT, **wishes: Any) -> dict[str, Any
             "size": sizes(made, artifact),
             "notes": notes(made) + work.remarks(source.dataset),
         }
-        work.publish(lambda folder: _write(folder, asked, source, made, artifact, None))
+        work.publish(lambda folder: write_run(folder, asked, source, made, artifact, None))
     return {"out": str(asked.folder), **facts}
 
 
@@ -164,7 +164,9 @@ def _measured_facts(job: Job, first: Candidate, best: Candidate, trained: dict[s
     }
 
 
-def _write(folder: Path, asked: Wishes, source: Source, made: Quantized, artifact: bytes, facts: dict[str, Any] | None) -> None:
+def write_run(
+    folder: Path, asked: Wishes, source: Source, made: Quantized, artifact: bytes, facts: dict[str, Any] | None
+) -> None:
     """Fill the folder of a whole run; `facts` None for one that measured nothing."""
     made.save(folder)
     store.write(folder / f"model{made.target.suffix}", artifact)

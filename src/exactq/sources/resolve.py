@@ -92,6 +92,26 @@ def resolve(
     raise _no_model(model)
 
 
+def quantized_source(model: str, *, data: str | None = None, input_shape: str | None = None, seed: int = 0) -> Source:
+    """The module of `file.py:factory` as it is, prepared or quantized by its own code, with data of its shapes.
+
+    Its weights may be packed, so nothing is asked of them here. Raises `UsageError`, `ModelError` or `DataError`.
+    """
+    if not pythonfile.is_named(model):
+        raise UsageError(f"'{model}' is no model that others prepared or quantized: name a function, file.py:factory")
+    shapes = tuple(shape[1:] for shape in parse_shapes(input_shape)) if input_shape is not None else None
+    loader = _Data(data, shapes, seed, CALIBRATION, BATCH_SIZE)
+    net = _user_module(model, seed).eval()
+    if data is None and shapes is None:
+        raise UsageError(f"`{model}` needs its input shape: --input-shape 1,3,32,32 (inputs separated by ;), or --data")
+    names = _parameters(net)
+    dataset = loader.load(names, default=noise_of(shapes or ()))
+    inputs = dataset.first.inputs
+    known = names if names is not None and len(names) >= len(inputs) else tuple(f"input{n}" for n in range(len(inputs)))
+    example = tuple(torch.cat([x, x])[:2] for x in inputs)
+    return Source(model.rpartition(":")[2], net, example, known[: len(inputs)], dataset, True, model)
+
+
 @dataclass(frozen=True)
 class _Data:
     """What was asked for about data, before the model's inputs are known."""
@@ -177,12 +197,7 @@ def _from_zoo(spec: str, loader: _Data, *, weights: str | None, trust: bool, ran
 
 def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, random_weights: bool) -> Source:
     """The module that a user's factory returns; whatever its weights are, they count as trained unless said otherwise."""
-    factory = pythonfile.function(spec, ModelError)
-    with torch.random.fork_rng(devices=[]), pythonfile.told(spec, ModelError):
-        torch.manual_seed(loader.seed)
-        net = factory()
-    if not isinstance(net, nn.Module):
-        raise ModelError(f"`{spec}` returned a {type(net).__name__}: the factory has to return an nn.Module")
+    net = _user_module(spec, loader.seed)
     if weights is not None:
         weight_files.fill(net, weight_files.read(Path(weights), trust=trust), weights)
     if loader.spec is None and not random_weights:
@@ -195,6 +210,17 @@ def _from_file(spec: str, loader: _Data, *, weights: str | None, trust: bool, ra
     label = spec.rpartition(":")[2]
     with pythonfile.told(spec, ModelError):
         return _source(label, net.eval(), dataset, names, trained=not random_weights, origin=origin, spec=spec)
+
+
+def _user_module(spec: str, seed: int) -> nn.Module:
+    """What the user's factory returns."""
+    factory = pythonfile.function(spec, ModelError)
+    with torch.random.fork_rng(devices=[]), pythonfile.told(spec, ModelError):
+        torch.manual_seed(seed)
+        net = factory()
+    if not isinstance(net, nn.Module):
+        raise ModelError(f"`{spec}` returned a {type(net).__name__}: the factory has to return an nn.Module")
+    return net
 
 
 def _from_onnx(path: Path, loader: _Data, *, weights: str | None, random_weights: bool) -> Source:
