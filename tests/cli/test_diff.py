@@ -46,3 +46,35 @@ def test_what_cannot_be_compared_is_said_in_one_line(shell: Shell, run_folder: P
     answer = shell("diff", *arguments.split())
     assert answer.code == 2
     assert message in answer.said
+
+
+JUMPS = """
+import copy
+import warnings
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+
+warnings.simplefilter("ignore")
+
+def prepared():
+    torch.manual_seed(0)
+    torch.backends.quantized.engine = "fbgemm"
+    net = nn.Sequential(tq.QuantStub(), nn.Conv2d(3, 4, 1), tq.DeQuantStub()).train()
+    net.qconfig = tq.get_default_qat_qconfig("fbgemm")
+    made = tq.prepare_qat(net)
+    made(torch.rand(8, 3, 6, 6))
+    return made.eval().apply(tq.disable_observer)
+
+def converted():
+    return tq.convert(copy.deepcopy(prepared()))
+"""
+
+
+def test_a_trained_module_stands_beside_its_own_conversion(shell: Shell) -> None:
+    Path("jumps.py").write_text(JUMPS)
+    told = shell("diff", "jumps.py:prepared", "jumps.py:converted", "--input-shape", "1,3,6,6", "--json")
+    assert told.code == 1
+    assert json.loads(told.out)["causes"][0]["cause"] == "different weight grid"
+    alone = shell("diff", "jumps.py:prepared", "--input-shape", "1,3,6,6")
+    assert (alone.code, "name a second side" in alone.said) == (2, True)
