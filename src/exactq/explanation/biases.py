@@ -157,7 +157,7 @@ def _layer(quantized: Quantized, step: Step, anatomy: Products, named: set[str])
     weight = anatomy.weight.flatten(1).long() - anatomy.w.zero.reshape(-1, 1)
     lo, hi = (end - int(anatomy.x.zero) for end in (anatomy.x.format.lo, anatomy.x.format.hi))
     reach = weight.abs().sum(1) * max(-lo, hi)
-    if anatomy.pairs:
+    if anatomy.pairs is not None:
         reach = reach + (weight.shape[1] + 1) // 2 * 2**15
     bias, lsb = float_bias(quantized.float_graph, step), float(step.grid.scale)
     held, codes, scale = _held(anatomy, len(weight))

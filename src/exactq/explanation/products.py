@@ -36,8 +36,8 @@ def product_lines(
     total = sum((t.x - zx) * (t.w - zw) for t in terms)
     lines = [_sum(terms, zx, zw, total, shown_terms), _zeros(terms, zx, zw, total)]
     excess = 0
-    if anatomy.pairs:
-        line = _saturation(terms, shown_terms)
+    if anatomy.pairs is not None:
+        line = _saturation(terms, list(anatomy.pairs([(t.x_at, t.w_at) for t in terms])), shown_terms)
         lines.append(line)
         excess = int(line.value)
     added, line = _bias(anatomy, channel, bias, lsb)
@@ -84,24 +84,23 @@ def _zeros(terms: Sequence[Term], zx: int, zw: int, total: int) -> Line:
     return Line("zero points", text, raw - total, values)
 
 
-def _saturation(terms: Sequence[Term], count: int) -> Line:
-    """What it adds that neighbouring raw products are summed in int16: Σ over pairs of sat16(p) − p."""
+def _saturation(terms: Sequence[Term], pairs: Sequence[tuple[int, ...]], count: int) -> Line:
+    """What it adds that raw products are summed in int16 two by two: Σ over pairs of sat16(p) − p."""
     rows = []
-    for first, second in zip(terms[::2], [*terms[1::2], None], strict=False):
-        products = [t.x * t.w for t in (first, second) if t is not None]
-        pair = sum(products)
+    for positions in pairs:
+        several = [terms[p] for p in positions]
+        pair = sum(t.x * t.w for t in several)
         held = min(max(pair, -(2**15)), 2**15 - 1)
         if held != pair:
-            places = [t.w_at for t in (first, second) if t is not None]
-            rows.append({"w_at": places[0], "w_at_2": places[-1], "pair": pair, "int16": held, "term": held - pair})
+            ends = {"w_at": several[0].w_at, "w_at_2": several[-1].w_at}
+            rows.append({**ends, "pair": pair, "int16": held, "term": held - pair})
     excess = sum(row["term"] for row in rows)  # type: ignore[misc]
-    pairs = (len(terms) + 1) // 2
     text = (
-        f"{len(rows)} of {pairs} pairs of neighbours leave int16; saturation adds {excess:+d}"
+        f"{len(rows)} of {len(pairs)} pairs of neighbours leave int16; saturation adds {excess:+d}"
         if rows
-        else f"none of {pairs} pairs of neighbours leaves int16"
+        else f"none of {len(pairs)} pairs of neighbours leaves int16"
     )
-    return Line("saturation", text, excess, {"pairs": pairs, "saturated": len(rows)}, largest(tuple(rows), count))
+    return Line("saturation", text, excess, {"pairs": len(pairs), "saturated": len(rows)}, largest(tuple(rows), count))
 
 
 def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tuple[int, Line]:

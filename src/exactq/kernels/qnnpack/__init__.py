@@ -1,6 +1,7 @@
 """The arithmetic of PyTorch's QNNPACK on x86-64 (SSE2), bit for bit: int16 products summed in int32, which never saturate.
 
-b̂ = clip(rint(fl(b · fl(1 / fl(sx·sw)))))        sx·sw in float64, then float32: the bias as int32 codes
+b̂ = rint(fl(b · fl(1 / fl(sx·sw))))              sx·sw in float64, then float32: the bias as int32 codes
+    From 2³¹ on b̂ is 2³¹ − 1 in linear layers and `pointwise` convolutions, and −2³¹ in all others; below −2³¹ it is −2³¹.
 m = fl(fl(sw·sx) · fl(1 / sy))
 y = clamp(sat16(sat16(cvt(fl(fl(acc + b̂)·m))) + zy)), with acc + b̂ in int32 that wraps
 Depthwise convolutions of 3×3×3 pixels round acc·m once, without fl (q8dwconv/mp8x27p-sse2.c; measured).
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.qnnpack.anatomy import ANATOMIES
+from exactq.kernels.qnnpack.bias import bias_codes, pointwise
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -40,15 +43,13 @@ def conv(
     `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
     """
     rank = weight.ndim - 2
-    accumulate = accumulators.convolution(
-        weight.int(),
-        _codes(bias, x, w, weight.shape[0]),
-        x=x,
-        stride=per_axis(stride, rank),
-        padding=per_axis(padding, rank) * 2,
-        dilation=per_axis(dilation, rank),
-        groups=groups,
-    )
+    places = {
+        "stride": per_axis(stride, rank),
+        "padding": per_axis(padding, rank) * 2,
+        "dilation": per_axis(dilation, rank),
+    }
+    codes = bias_codes(bias, x, w, weight.shape[0], saturates=pointwise(weight.shape[2:], places["stride"], places["padding"]))
+    accumulate = accumulators.convolution(weight.int(), codes, x=x, **places, groups=groups)  # type: ignore[arg-type]
     cube = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
     requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
     return lambda codes: requantize(accumulate(codes))
@@ -56,18 +57,9 @@ def conv(
 
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
-    accumulate = accumulators.matrix(weight.int(), _codes(bias, x, w, weight.shape[0]), x=x)
+    accumulate = accumulators.matrix(weight.int(), bias_codes(bias, x, w, weight.shape[0], saturates=True), x=x)
     requantize = _requantization(x, w, y, channels=weight.shape[0], rank=0, relu=relu)
     return lambda codes: requantize(accumulate(codes))
-
-
-def _codes(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | None:
-    """The int32 codes of a real bias, as float64: at::quantize_per_tensor or _per_channel to qint32."""
-    if bias is None:
-        return None
-    scale = (channel_scales(w, channels).double() * scalar_scale(x).double()).to(torch.float32)
-    codes = (bias.to(torch.float32) * (1 / scale)).round_().double()
-    return codes.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).clamp_(-(2.0**31), 2.0**31 - 1)
 
 
 def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False) -> Kernel:
@@ -79,4 +71,4 @@ def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu
     return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
 
 
-__all__ = ["adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]
+__all__ = ["ANATOMIES", "adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]
