@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the two
     from exactq.flow import bench as bench
     from exactq.flow import explain as explain
+    from exactq.flow import explain_biases as explain_biases
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
@@ -57,6 +58,7 @@ _DOOR = {
     "Quantized": "exactq.quantized",
     "bench": "exactq.flow",
     "explain": "exactq.flow",
+    "explain_biases": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",

@@ -16,8 +16,9 @@ from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.errors import ModelError, UsageError, unknown
-from exactq.explanation import Explanation
+from exactq.explanation import Biases, Explanation
 from exactq.explanation import explain as explain_element
+from exactq.explanation import explain_biases as explain_all_biases
 from exactq.graphs.graph import Graph
 from exactq.graphs.programs import example_inputs as random_inputs
 from exactq.optimization.patterns import find_patterns
@@ -45,6 +46,7 @@ Counted = Callable[[int], None]
 __all__ = [
     "bench",
     "explain",
+    "explain_biases",
     "export",
     "load",
     "plan",
@@ -203,6 +205,15 @@ def explain(
     """
     made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
+
+
+def explain_biases(quantized: Quantized | str | Path, node: str | None = None, *, isa: str | None = None) -> Biases:
+    """How the bias of every layer, or of the layer `node`, is quantized: code, error, and what is left of int32; print it.
+
+    Where the target keeps biases in float, it says so, and what int32 biases would cost.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return explain_all_biases(made, node, isa=isa)
 
 
 def train(

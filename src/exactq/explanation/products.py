@@ -108,9 +108,18 @@ def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tu
     match anatomy.bias:
         case None:
             return 0, Line("bias", "there is none", 0, {"held": None})
-        case FloatBias(values):
-            held = scalar(values.flatten()[channel])
-            return 0, Line("bias", f"{shown(held)} stays float32 and is added below", held, {"held": "float32"})
+        case FloatBias(values, scale):
+            held, step = (scalar(t.flatten()[channel if t.numel() > 1 else 0]) for t in (values, scale))
+            text, facts = f"{shown(held)} stays float32 and is added below", {"held": "float32", "scale": step}
+            if 0 < step < np.inf and np.isfinite(held):
+                would = int32_code(held, step)
+                error = float(would * Fraction(float(step)) - Fraction(float(held)))
+                text += (
+                    f"; as int32 on steps of fl(sx · sw) = {shown(step)} it would be code {would}, "
+                    f"which would cost {error:.3g}, {error / lsb:.2g} LSB"
+                )
+                facts |= {"code": would, "error": error, "error_lsb": error / lsb}
+            return 0, Line("bias", text, held, facts)
         case IntegerBias(codes, scale):
             code, step = int(codes[channel]), scalar(scale.flatten()[channel if scale.numel() > 1 else 0])
             text = f"code {code} on steps of fl(sx · sw) = {shown(step)}"
@@ -122,8 +131,15 @@ def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tu
                     f"{shown(np.float32(bias))} / fl(sx · sw) = {shown(np.float32(bias))} / {shown(step)} = "
                     f"{float(quotient):.9g}, code {code}; rounding it costs {error:.3g}, {error / lsb:.2g} LSB"
                 )
+                if not -(2**31) <= round(quotient) < 2**31:
+                    text += ": it needs a code beyond int32, and the engine makes this of it"
                 values_ |= {"error": error, "error_lsb": error / lsb}
             return code, Line("bias", text, code, values_)
+
+
+def int32_code(bias: np.float32, step: np.float32) -> int:
+    """The nearest int32 code of a real on those steps, ties to even."""
+    return min(max(round(Fraction(float(bias)) / Fraction(float(step))), -(2**31)), 2**31 - 1)
 
 
 def _accumulator(total: int, excess: int, bias: int) -> Line:
