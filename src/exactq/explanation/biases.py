@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict, dataclass
 from math import log2
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from exactq.numerics.scalars import shown
 from exactq.plans.plan import Fused
 from exactq.quantized import Quantized
 from exactq.traces import Step
+
+Held = Literal["int32", "float32"]
+"""How an engine holds a bias: as codes that it adds to the sum of products, or as a real behind it."""
 
 INT32 = 2**31
 """What an accumulator must stay below."""
@@ -77,7 +80,7 @@ class Layer:
 
     node: str
     made: str
-    held: str | None
+    held: Held | None
     lsb: float
     channels: tuple[Channel, ...]
 
@@ -192,7 +195,7 @@ def _layer(quantized: Quantized, step: Step, anatomy: Products, named: set[str])
     return Layer(name, step.name.removesuffix(CODES), held, lsb, channels)
 
 
-def _held(anatomy: Products, channels: int) -> tuple[str | None, Tensor | None, Tensor | None]:
+def _held(anatomy: Products, channels: int) -> tuple[Held | None, Tensor | None, Tensor | None]:
     """How a bias is held, its codes or those that it would have, and their steps, one a channel."""
     match anatomy.bias:
         case IntegerBias(codes, scale):
