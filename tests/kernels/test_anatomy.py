@@ -112,6 +112,17 @@ def grid(example: engine_cases.Case, name: str) -> Grid:
     return engines.grid(example.options[f"s{name}"], example.options[f"z{name}"])
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv3d", "linear"])
+def test_qnnpacks_arithmetic_with_a_real_bias_is_that_of_its_anatomy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+    operator = name.rstrip("123d")
+    true = watched(qnnpack, operator, seen, random.Random(SEED))
+    monkeypatch.setattr(qnnpack, operator, lambda *a, **options: true(*a, **options, real_bias=True))
+    for index in range(4 * CASES):
+        engines.emulate("qnnpack", engine_cases.case(name, SEED, index), "avx2")
+    assert seen["add bias"]
+
+
 def test_each_kernel_of_the_engines_has_an_anatomy_with_its_arguments() -> None:
     for library in LIBRARIES:
         made = {"conv", "linear", "add", "mul", "concat", "sigmoid", "hardswish", "leaky_relu", "quantize_per_tensor"}

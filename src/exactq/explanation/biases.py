@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict, dataclass
 from math import log2
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -17,14 +17,11 @@ from exactq.explanation import wording
 from exactq.explanation.element import float_bias
 from exactq.graphs.programs import is_compute
 from exactq.graphs.qdq import CODES
-from exactq.kernels.anatomy import FloatBias, IntegerBias, Products
+from exactq.kernels.anatomy import FloatBias, Held, IntegerBias, Products
 from exactq.numerics.scalars import shown
 from exactq.plans.plan import Fused
 from exactq.quantized import Quantized
 from exactq.traces import Step
-
-Held = Literal["int32", "float32"]
-"""How an engine holds a bias: as codes that it adds to the sum of products, or as a real behind it."""
 
 INT32 = 2**31
 """What an accumulator must stay below."""

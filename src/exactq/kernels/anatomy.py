@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -65,6 +65,10 @@ class Element:
     def codes(self) -> tuple[int, ...]:
         """The values as codes."""
         return tuple(int(value) for value in self.values)
+
+
+Held = Literal["int32", "float32"]
+"""How an engine holds a bias: as codes that it adds to the int32 sum of products, or as a real behind it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from exactq.errors import ModelError
-from exactq.explanation.biases import Held
+from exactq.kernels.anatomy import Held
 
 VERSION: Literal[1] = 1
 """The version of the facts' layout; a field that is renamed or removed raises it, a new one does not."""

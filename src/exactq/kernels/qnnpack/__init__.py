@@ -18,7 +18,7 @@ from torch import Tensor
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
 from exactq.kernels.qnnpack.anatomy import ANATOMIES
-from exactq.kernels.qnnpack.bias import bias_codes, pointwise
+from exactq.kernels.qnnpack.bias import bias_codes, bias_steps, pointwise
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -37,10 +37,12 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     relu: bool = False,
+    real_bias: bool = False,
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
+    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,). With `real_bias`
+    it is what QNNPACK would answer if it did not round the bias, fl(fl(acc) + fl(b / fl(sx·sw))): what rounding is measured by.
     """
     rank = weight.ndim - 2
     places = {
@@ -48,27 +50,48 @@ def conv(
         "padding": per_axis(padding, rank) * 2,
         "dilation": per_axis(dilation, rank),
     }
-    codes = bias_codes(bias, x, w, weight.shape[0], saturates=pointwise(weight.shape[2:], places["stride"], places["padding"]))
+    codes = (
+        None
+        if real_bias
+        else bias_codes(bias, x, w, weight.shape[0], saturates=pointwise(weight.shape[2:], places["stride"], places["padding"]))
+    )
     accumulate = accumulators.convolution(weight.int(), codes, x=x, **places, groups=groups)  # type: ignore[arg-type]
     cube = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
-    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
+    addend = bias_steps(bias, x, w, weight.shape[0]) if real_bias else None
+    requantize = _requantization(addend, x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
     return lambda codes: requantize(accumulate(codes))
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Kernel:
-    """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
-    accumulate = accumulators.matrix(weight.int(), bias_codes(bias, x, w, weight.shape[0], saturates=True), x=x)
-    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=0, relu=relu)
+def linear(
+    weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, real_bias: bool = False
+) -> Kernel:
+    """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in).
+
+    `real_bias` as in `conv`.
+    """
+    channels = weight.shape[0]
+    codes = None if real_bias else bias_codes(bias, x, w, channels, saturates=True)
+    addend = bias_steps(bias, x, w, channels) if real_bias else None
+    accumulate = accumulators.matrix(weight.int(), codes, x=x)
+    requantize = _requantization(addend, x, w, y, channels=channels, rank=0, relu=relu)
     return lambda codes: requantize(accumulate(codes))
 
 
-def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False) -> Kernel:
+def _requantization(
+    addend: Tensor | None, x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False
+) -> Kernel:
     """From sums to codes; with `once` the product is not rounded to float32 before it is rounded to an integer."""
-    factor = (channel_scales(w, channels) * scalar_scale(x) * (1 / scalar_scale(y))).reshape(-1, *[1] * rank)
+    shape = (-1, *[1] * rank)
+    factor = (channel_scales(w, channels) * scalar_scale(x) * (1 / scalar_scale(y))).reshape(shape)
     finish = packing_to_codes(y, relu=relu)
-    if once:
-        return lambda acc: finish(acc.double() * factor.to(acc.device)).to(torch.float32)
-    return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
+
+    def requantize(acc: Tensor) -> Tensor:
+        v = acc.double() if once else acc.to(torch.float32)
+        if addend is not None:
+            v = v + addend.reshape(shape).to(acc.device)
+        return finish(v * factor.to(acc.device)).to(torch.float32)
+
+    return requantize
 
 
 __all__ = ["ANATOMIES", "adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]

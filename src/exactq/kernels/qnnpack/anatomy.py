@@ -13,6 +13,7 @@ from exactq.kernels.accumulators import channel_scales, per_axis
 from exactq.kernels.anatomy import (
     Anatomy,
     Element,
+    FloatBias,
     Function,
     IntegerBias,
     Lines,
@@ -28,6 +29,7 @@ from exactq.kernels.qnnpack import plain
 from exactq.kernels.qnnpack.bias import bias_codes, pointwise
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero
+from exactq.numerics.scalars import scalar
 
 
 def conv(
@@ -42,6 +44,7 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     relu: bool = False,
+    real_bias: bool = False,
 ) -> Products:
     """quantized::conv1d, 2d and 3d, with the arguments of `qnnpack.conv`."""
     rank = weight.ndim - 2
@@ -49,24 +52,36 @@ def conv(
     terms = convolution_terms(
         tuple(weight.shape), stride=steps, begins=begins, dilation=per_axis(dilation, rank), groups=groups
     )
-    held = _bias(bias, x, w, saturates=pointwise(weight.shape[2:], steps, begins))
+    saturates = pointwise(weight.shape[2:], steps, begins)
+    held = _bias(bias, x, w, saturates=saturates, real=real_bias)
     once = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
-    return Products(x, w, weight, held, terms, 1, None, _finish(x, w, y, relu=relu, once=once))
+    return Products(x, w, weight, held, terms, 1, None, _finish(held, x, w, y, relu=relu, once=once))
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Products:
+def linear(
+    weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, real_bias: bool = False
+) -> Products:
     """quantized::linear, with the arguments of `qnnpack.linear`."""
-    held = _bias(bias, x, w, saturates=True)
-    return Products(x, w, weight, held, matrix_terms, -1, None, _finish(x, w, y, relu=relu, once=False))
+    held = _bias(bias, x, w, saturates=True, real=real_bias)
+    return Products(x, w, weight, held, matrix_terms, -1, None, _finish(held, x, w, y, relu=relu, once=False))
 
 
-def _bias(bias: Tensor | None, x: Grid, w: Grid, *, saturates: bool) -> IntegerBias | None:
-    codes = None if bias is None else bias_codes(bias, x, w, bias.numel(), saturates=saturates)
-    return None if codes is None else IntegerBias(codes.long(), scalar_scale(x) * channel_scales(w, codes.numel()))
+def _bias(bias: Tensor | None, x: Grid, w: Grid, *, saturates: bool, real: bool) -> IntegerBias | FloatBias | None:
+    if bias is None:
+        return None
+    scale = scalar_scale(x) * channel_scales(w, bias.numel())
+    codes = bias_codes(bias, x, w, bias.numel(), saturates=saturates)
+    return FloatBias(bias, scale) if real or codes is None else IntegerBias(codes.long(), scale)
 
 
-def _finish(x: Grid, w: Grid, y: Grid, *, relu: bool, once: bool) -> Callable[[int, int], Lines]:
-    return lambda acc, channel: plain.requantize(acc, x, w, y, channel, relu=relu, once=once)
+def _finish(
+    bias: IntegerBias | FloatBias | None, x: Grid, w: Grid, y: Grid, *, relu: bool, once: bool
+) -> Callable[[int, int], Lines]:
+    def finish(acc: int, channel: int) -> Lines:
+        b = scalar(bias.values.flatten()[channel]) if isinstance(bias, FloatBias) else None
+        return plain.requantize(acc, b, x, w, y, channel, relu=relu, once=once)
+
+    return finish
 
 
 def add(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Function:

@@ -28,9 +28,17 @@ def bias_codes(bias: Tensor | None, x: Grid, w: Grid, channels: int, *, saturate
     """
     if bias is None:
         return None
-    scale = (channel_scales(w, channels).double() * scalar_scale(x).double()).to(torch.float32)
-    codes = (bias.to(torch.float32) * (1 / scale)).round_().double()
+    codes = (bias.to(torch.float32) * (1 / _scale(x, w, channels))).round_().double()
     codes = codes.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     if not saturates:
         codes = codes.masked_fill_(codes >= 2.0**31, -torch.inf)
     return codes.clamp_(-(2.0**31), 2.0**31 - 1)
+
+
+def bias_steps(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | None:
+    """A real bias in steps of the products, float32 (channels,), not rounded to integers: what `real_bias` adds."""
+    return None if bias is None else bias.to(torch.float32) / _scale(x, w, channels)
+
+
+def _scale(x: Grid, w: Grid, channels: int) -> Tensor:
+    return (channel_scales(w, channels).double() * scalar_scale(x).double()).to(torch.float32)

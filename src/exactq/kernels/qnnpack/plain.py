@@ -9,14 +9,17 @@ import numpy as np
 
 from exactq.kernels.anatomy import Element, Line, Lines
 from exactq.kernels.aten.plain import inverse, window_sum
-from exactq.kernels.lines import channel_scale, constants, exactly, multiply, pack
+from exactq.kernels.lines import as_scalar, channel_scale, constants, exactly, multiply, pack
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import stored_range
 from exactq.numerics.scalars import float32, shown
 
 
-def requantize(acc: int, x: Grid, w: Grid, y: Grid, channel: int, *, relu: bool, once: bool) -> Lines:
-    """fl(fl(acc) · m), m = fl(fl(sw·sx) · fl(1/sy)), packed; with `once` acc · m is not rounded before it is an integer."""
+def requantize(acc: int, bias: np.float32 | None, x: Grid, w: Grid, y: Grid, channel: int, *, relu: bool, once: bool) -> Lines:
+    """fl(fl(acc) · m), m = fl(fl(sw·sx) · fl(1/sy)), packed; with `once` acc · m is not rounded before it is an integer.
+
+    A `bias` is a real one, which QNNPACK does not have: fl(b / fl(sx·sw)) is added to fl(acc).
+    """
     (sx, _), (sy, _), sw = constants(x), constants(y), channel_scale(w, channel)
     factor = sw * sx * inverse(sy)
     text = f"fl(fl(sw · sx) · fl(1 / sy)) = fl(fl({shown(sw)} · {shown(sx)}) · fl(1 / {shown(sy)})) = {shown(factor)}"
@@ -26,12 +29,25 @@ def requantize(acc: int, x: Grid, w: Grid, y: Grid, channel: int, *, relu: bool,
         factor,
         {"input_scale": sx, "weight_scale": sw, "output_scale": sy},
     )
-    if not once:
+    if bias is None and not once:
         multiplied = multiply(acc, factor)
         return (multiplier, multiplied, *pack(np.float32(multiplied.value), y, relu=relu))
-    steps = float(acc) * float(factor)
-    told = f"{acc} · {shown(factor)} = {steps:.12g}, not rounded to float32 by this kernel of 3×3×3 pixels"
-    return (multiplier, Line("multiply", told, np.float32(steps), {"multiplier": factor}), *pack(steps, y, relu=relu))
+    lines, v = [], float(acc) if once else float32(acc)
+    if bias is not None:
+        steps_of_bias = bias / (sx * sw)
+        v = v + float(steps_of_bias) if once else v + steps_of_bias
+        told = f"{acc} + fl({shown(bias)} / fl(sx · sw)) = {acc} + {shown(steps_of_bias)} = {shown(v)}"
+        lines.append(Line("add bias", told, as_scalar(v), {"bias": bias}))
+    steps = v * float(factor) if once else v * factor
+    told = f"{shown(v)} · {shown(factor)} = {steps:.12g}" + (
+        ", not rounded to float32 by this kernel of 3×3×3 pixels" if once else " in float32"
+    )
+    return (
+        *lines,
+        multiplier,
+        Line("multiply", told, as_scalar(steps), {"multiplier": factor}),
+        *pack(steps, y, relu=relu),
+    )
 
 
 def add(codes: Sequence[int], grids: tuple[Grid, Grid, Grid], *, relu: bool) -> Lines:

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from exactq.graphs.graph import Graph
 from exactq.kernels import anatomy, aten, fbgemm, onednn, qnnpack
-from exactq.kernels.anatomy import Anatomy, max_pool
+from exactq.kernels.accumulators import channel_scales
+from exactq.kernels.anatomy import Anatomy, Held, max_pool
+from exactq.numerics.formats import Grid
+from exactq.numerics.requantization import scalar_scale
 from exactq.targets.lowering import mark_inexact
 from exactq.targets.pytorch.calls import (
     Adaptive,
@@ -32,15 +36,16 @@ from exactq.targets.pytorch.rules import ENGINES, GROUPS
 from exactq.traces import Program, Step
 
 
-def lower(engine: str, graph: Graph, isa: str) -> Program:
+def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) -> Program:
     """The emulator of `graph` on an engine, for an instruction set of `rules.ISAS`.
 
     Steps are named like the graph's nodes: `layer1.0.relu/codes` holds codes. Each step whose bits may differ from the
-    engine's says why in `inexact`.
+    engine's says why in `inexact`. With `biases` it is what the engine would answer if it held biases so: QNNPACK holds them as
+    `int32`, the others as `float32`.
     """
     steps = []
     for call in calls(graph, engine):
-        made = _made(call.what, engine, isa)
+        made = _made(call.what, engine, isa, biases)
         inexact = call.inexact or _undecided(call.what, made.kernel, isa)
         steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
     live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
@@ -70,7 +75,7 @@ def _kernel(library: str, operator: str, *constants: Any, **options: Any) -> Mad
     return Made(run(*constants, **options), name, anatomy(*constants, **options))
 
 
-def _made(what: What, engine: str, isa: str) -> Made:
+def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
     own = "qnnpack" if engine == "qnnpack" else "quantized"
     match what:
         case Quantize(y):
@@ -78,7 +83,7 @@ def _made(what: What, engine: str, isa: str) -> Made:
         case Dequantize(x):
             return Made(aten.dequantize(x), "quantized.dequantize")
         case Layer():
-            return _layer(what, engine, isa)
+            return _layer(what, engine, isa, biases)
         case Pair("add", a, b, y, relu):
             return _broadcast(_kernel(own, "add", a, b, y, relu=relu))
         case Pair(_, a, b, y, relu):
@@ -109,13 +114,21 @@ def _made(what: What, engine: str, isa: str) -> Made:
             return Made(run, op)
 
 
-def _layer(what: Layer, engine: str, isa: str) -> Made:
+def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     library = ENGINES[engine].libraries[isa][0 if what.rank else 1]
     if engine == "x86" and what.places.get("groups", 1) > GROUPS:
         library = "fbgemm"
-    where = {} if library == "qnnpack" else {"isa": isa}
+    bias, where = what.bias, {"isa": isa} if library != "qnnpack" else {"real_bias": biases == "float32"}
+    if bias is not None and biases == "int32" and library != "qnnpack":
+        bias = on_product_grid(bias, what.x, what.w)
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
-    return _kernel(library, "conv" if what.rank else "linear", what.weight, what.bias, **given)
+    return _kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
+
+
+def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:
+    """A real bias (channels,) rounded to the int32 codes of its products' grid, as the reals that these stand for."""
+    scale = (scalar_scale(x) * channel_scales(w, bias.numel())).double()
+    return ((bias.double() / scale).round().clamp(-(2.0**31), 2.0**31 - 1) * scale).to(torch.float32)
 
 
 def _undecided(what: What, kernel: str, isa: str) -> str | None:
