@@ -60,8 +60,7 @@ def add(codes: Sequence[int], grids: tuple[Grid, Grid, Grid], *, relu: bool) -> 
     offset = ma * za + mb * zb
     exact = ma * a + mb * b - offset
     acc = (exact + 2**31) % 2**32 - 2**31
-    steps = math.floor(acc / 2**shift)
-    rest = acc - steps * 2**shift
+    steps, rest = divmod(acc, 2**shift)
     steps += rest * 2 > 2**shift or (rest * 2 == 2**shift and acc > 0)
     held = min(max(steps, -(2**15)), 2**15 - 1)
     low = zy if relu else lo
