@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what checkers and editors see of _DOOR; a test compares the
     from exactq.flow import convert as convert
     from exactq.flow import diff as diff
     from exactq.flow import explain as explain
+    from exactq.flow import explain_biases as explain_biases
     from exactq.flow import export as export
     from exactq.flow import load as load
     from exactq.flow import plan as plan
@@ -61,6 +62,7 @@ _DOOR = {
     "convert": "exactq.flow",
     "diff": "exactq.flow",
     "explain": "exactq.flow",
+    "explain_biases": "exactq.flow",
     "export": "exactq.flow",
     "load": "exactq.flow",
     "plan": "exactq.flow",

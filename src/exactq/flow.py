@@ -21,8 +21,9 @@ from exactq.conversion.prepared import is_prepared
 from exactq.difference import Diff, Execution, execution, observed, prepared
 from exactq.difference import diff as diff_executions
 from exactq.errors import DataError, ModelError, UsageError, unknown
-from exactq.explanation import Explanation
+from exactq.explanation import Biases, Explanation
 from exactq.explanation import explain as explain_element
+from exactq.explanation import explain_biases as explain_all_biases
 from exactq.graphs.graph import Graph
 from exactq.graphs.programs import example_inputs as random_inputs
 from exactq.graphs.programs import program
@@ -53,6 +54,7 @@ __all__ = [
     "convert",
     "diff",
     "explain",
+    "explain_biases",
     "export",
     "load",
     "plan",
@@ -249,6 +251,15 @@ def explain(
     else:
         made = quantized if isinstance(quantized, Quantized) else load(quantized)
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
+
+
+def explain_biases(quantized: Quantized | str | Path, node: str | None = None, *, isa: str | None = None) -> Biases:
+    """How the bias of every layer, or of the layer `node`, is quantized: code, error, and what is left of int32; print it.
+
+    Where the target keeps biases in float, it says so, and what int32 biases would cost.
+    """
+    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    return explain_all_biases(made, node, isa=isa)
 
 
 Executed = Execution | Quantized | nn.Module | str | Path | tuple[Quantized | str | Path, str]

@@ -42,6 +42,21 @@ def test_every_bias_is_told_or_that_of_one_layer(shell: Shell, run_folder: Path)
     assert shell("explain", "run", "fc2", "--bias").out.startswith("fc2: 10 channels, int32 biases")
 
 
+def test_pytorchs_engines_explain_their_integers_too(shell: Shell) -> None:
+    made = ("quantize", "simplecnn", "--random-weights", "--calibration", "64", "--out")
+    for target, held in (("fbgemm", "float32"), ("qnnpack", "int32")):
+        assert shell(*made, target, "--target", target).code == 0
+        found = json.loads(shell("explain", target, "conv2", "--at", "0,3,2,1", "--json").out)
+        assert (found["made"], found["kernel"]) == ("relu2", f"{target}.conv")
+        assert next(step for step in found["steps"] if step["name"] == "bias")["held"] == held
+        assert found["code"] == found["steps"][-3]["value"]
+        layers = json.loads(shell("explain", target, "--bias", "--json").out)["layers"]
+        assert {layer["held"] for layer in layers} == {held}
+        assert all(channel["code"] is not None for layer in layers for channel in layer["channels"])
+    assert "keeps biases in float32 and rounds none" in " ".join(shell("explain", "fbgemm", "--bias").out.split())
+    assert "is outside of `conv2`, whose shape is (1, 32, 4, 4)" in shell("explain", "fbgemm", "conv2", "--at", "0,3,2,99").said
+
+
 def test_a_python_file_is_not_executed_unasked(shell: Shell) -> None:
     assert shell("quantize", "mine.py:two", "--data", "mine.py:pairs", "--out", "two").code == 0
     name = next(iter(load("two").grids))

@@ -11,6 +11,7 @@ import torch
 from tests import nets
 from tests.targets.networks import EXAMPLES, WHOLE, quantized
 
+import exactq
 from exactq.errors import UsageError
 from exactq.explanation import explain, explain_biases
 from exactq.explanation.biases import INT32
@@ -76,6 +77,41 @@ def test_a_layer_without_bias_has_none_and_still_a_reach() -> None:
     assert layer.held is None
     assert all((c.bias, c.code, c.error) == (None, None, None) and c.reach > 0 for c in layer.channels)
     assert "none" in str(explain_biases(nets.quantized("without biases")))
+
+
+@pytest.mark.parametrize("target", ["fbgemm", "onednn"])
+def test_an_engine_that_keeps_biases_in_float_is_told_what_int32_would_cost(target: str) -> None:
+    """The codes are those that QNNPACK uses on the same grids, and no accumulator holds them."""
+    made, used = (quantized(WHOLE[4], target=name) for name in (target, "qnnpack"))
+    layers, theirs = explain_biases(made).layers, {layer.node: layer for layer in explain_biases(used).layers}
+    for layer in layers:
+        assert (layer.held, theirs[layer.node].held) == ("float32", "int32")
+        for channel, other in zip(layer.channels, theirs[layer.node].channels, strict=True):
+            assert channel.needed == channel.bias / channel.scale  # type: ignore[operator]
+            assert channel.code == round(Fraction(channel.bias) / Fraction(channel.scale))  # type: ignore[arg-type]
+            assert abs(channel.error or 1) <= (channel.scale or 0) * (1 + 2**-20) / 2
+            assert channel.bias == other.bias
+            assert other.reach > abs(other.code or 0)
+    told = str(explain_biases(made))
+    assert " ".join(told.split()).startswith(f"{target}@{made.plan.isa} keeps biases in float32 and rounds none: ")
+    assert "int32 would have" in str(explain_biases(made, layers[0].node))
+    found = explain(made, layers[0].made, (0, 0, 0, 0))
+    line = next(line for line in found.steps if line.name == "bias")
+    assert (line.values["held"], line.values["code"]) == ("float32", layers[0].channels[0].code)
+    assert line.values["error"] == pytest.approx(layers[0].channels[0].error, rel=1e-6, abs=1e-12)
+
+
+def test_a_bias_beyond_int32_is_said_to_have_no_code() -> None:
+    torch.manual_seed(0)
+    far = torch.nn.Conv2d(3, 4, 1)
+    with torch.no_grad():
+        far.weight.mul_(1e-6)
+        far.bias[1] = 3e6
+    x = torch.randn(2, 3, 4, 4)
+    made = exactq.quantize(far.eval(), (x,), calibration=[x], target="fbgemm")
+    channel = exactq.explain_biases(made).layers[0].channels[1]
+    assert channel.code == INT32 - 1 < (channel.needed or 0)
+    assert "needs a code beyond int32" in str(exactq.explain_biases(made))
 
 
 def test_a_layer_that_stays_float_is_listed_with_its_reason() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from exactq.explanation import Explanation, explain_many
 from exactq.explanation.wording import WIDTH
 from exactq.kernels.anatomy import place_of
+from exactq.targets import TARGETS
 from exactq.traces import Step
 
 SEED = int(os.environ.get("EXACTQ_SEED", "0"))
@@ -39,11 +40,22 @@ FAST = {
 """What always runs: each kind of anatomy between others. The rest of the examples are slow ones."""
 
 
-def marked(example: Example) -> object:
-    return pytest.param(example, id=example.name, marks=() if example.name in FAST else (pytest.mark.slow,))
+ENGINES_FAST = {
+    "fbgemm": {"conv2d depthwise", "gated"},
+    "onednn": {"conv2d grouped", "several"},
+    "qnnpack": {"linear of rows", "hardswish", "several"},
+}
+"""The same for PyTorch's engines, each with what is its own."""
 
 
-ALL = [marked(e) for e in (*(e for several in EXAMPLES.values() for e in several), *WHOLE)]
+def marked(target: str, example: Example) -> object:
+    fast = FAST if target == "onnxruntime" else ENGINES_FAST.get(target, ())
+    return pytest.param(
+        target, example, id=f"{target}-{example.name}", marks=() if example.name in fast else (pytest.mark.slow,)
+    )
+
+
+ALL = [marked(t, e) for t in TARGETS for e in (*(e for several in EXAMPLES.values() for e in several), *WHOLE)]
 
 
 def some(count: int, seed: int) -> Callable[..., Iterable[tuple[int, ...]]]:
@@ -68,7 +80,9 @@ def adds_up(found: Explanation) -> None:
     if found.kernel == "mlas.global_average_pool":
         assert sum(row["term"] for row in steps["sum"].rows) == steps["sum"].value
     if "accumulator" in steps:
-        parts = [steps[n].value for n in ("products", "saturation", "bias") if n in steps]
+        held = steps["bias"].values["held"]
+        assert held == (None if held is None else "int32" if found.target.startswith(("onnxruntime", "qnnpack")) else "float32")
+        parts = [steps[n].value for n in ("products", "saturation", "bias") if n in steps and (n != "bias" or held == "int32")]
         exact = sum(int(part) for part in parts)
         assert steps["accumulator"].values["exact"] == exact
         assert (int(steps["accumulator"].value) - exact) % 2**32 == 0
@@ -77,9 +91,9 @@ def adds_up(found: Explanation) -> None:
     assert all(len(line) <= WIDTH for line in str(found).splitlines())
 
 
-@pytest.mark.parametrize("example", ALL)
-def test_the_explanation_of_an_element_is_the_emulators_code(example: Example) -> None:
-    made = quantized(example)
+@pytest.mark.parametrize(("target", "example"), ALL)
+def test_the_explanation_of_an_element_is_the_emulators_code(target: str, example: Example) -> None:
+    made = quantized(example, target=target)
     extreme = tuple(x.sign() * 50 for x in batch(example, 2, 4))
     for isa in made.target.isas:
         for inputs in (batch(example, 3, SEED + 3, 1.5), extreme):
@@ -89,9 +103,16 @@ def test_the_explanation_of_an_element_is_the_emulators_code(example: Example) -
                 adds_up(one)
 
 
-@pytest.mark.parametrize("seed", range(SEED * 1000, SEED * 1000 + int(os.environ.get("EXACTQ_NETWORKS", "3"))))
-def test_the_explanation_of_a_drawn_network_is_the_emulators_code(seed: int) -> None:
-    made, batches = drawn(seed)
+@pytest.mark.parametrize(
+    ("target", "seed"),
+    [
+        pytest.param(t, seed, marks=() if t in ("onnxruntime", "fbgemm") and seed % 1000 < 3 else (pytest.mark.slow,))
+        for t in TARGETS
+        for seed in range(SEED * 1000, SEED * 1000 + int(os.environ.get("EXACTQ_NETWORKS", "8")))
+    ],
+)
+def test_the_explanation_of_a_drawn_network_is_the_emulators_code(target: str, seed: int) -> None:
+    made, batches = drawn(seed, target)
     for isa in made.target.isas:
         for found in explain_many(made, batches[2], some(4, seed), isa=isa):
             adds_up(found)

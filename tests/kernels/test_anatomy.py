@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from exactq.explanation.products import product_lines
-from exactq.kernels import mlas
-from exactq.kernels.anatomy import Anatomy, Function, Line, Place, Products, place_of
+from exactq.kernels import aten, fbgemm, mlas, onednn, qnnpack
+from exactq.kernels.anatomy import Anatomy, Element, Function, Line, Place, Products, place_of
 from exactq.numerics.formats import INT8, UINT8, Grid
+from exactq.targets.pytorch.rules import ISAS
 
+from . import engine_cases, engines
 from .cases import COMBINATIONS, case
 from .emulation import emulate
 
@@ -34,13 +36,17 @@ def lines(anatomy: Anatomy, operands: Sequence[Tensor], at: Place) -> Sequence[L
         return product_lines(anatomy, at, operands, None, 1.0, 5)
     assert isinstance(anatomy, Function)
     reads = anatomy.reads(at, shapes)
-    values = [anatomy.outside if r.place is None else operands[r.operand][r.place].item() for r in reads]
-    return anatomy.plain(reads, values, shapes)
+    values = [anatomy.outside if r.place is None else number(operands[r.operand][r.place]) for r in reads]
+    return anatomy.plain(Element(at, reads, values, shapes))
 
 
-def watched(name: str, seen: Counter[str], chance: random.Random) -> Callable[..., Any]:
+def number(element: Tensor) -> int | np.float32:
+    return np.float32(element.item()) if element.is_floating_point() else int(element)
+
+
+def watched(library: Any, name: str, seen: Counter[str], chance: random.Random) -> Callable[..., Any]:
     """The kernel's factory, whose kernels compare some elements of what they make with their anatomy."""
-    factory, anatomy_of = mlas.KERNELS[name], mlas.ANATOMIES[name]
+    factory, anatomy_of = getattr(library, name), library.ANATOMIES[name]
 
     def made(*constants: Any, **options: Any) -> Callable[..., Tensor]:
         kernel, anatomy = factory(*constants, **options), anatomy_of(*constants, **options)
@@ -54,6 +60,8 @@ def watched(name: str, seen: Counter[str], chance: random.Random) -> Callable[..
                 assert float(found[-1].value) == out[at].item() or np.isnan(float(found[-1].value)), (name, at, found)
                 for line in found:
                     seen[line.name] += 1
+                    seen["vector"] += bool(line.values.get("vector"))
+                    seen["wraps"] += line.name == "accumulator" and line.value != line.values["exact"]
                     seen["tie"] += bool(line.values.get("tie"))
                     seen["saturated"] += line.name == "saturation" and line.value != 0
                     if line.name == "multiply" and "rounded" in line.values:
@@ -69,7 +77,7 @@ def watched(name: str, seen: Counter[str], chance: random.Random) -> Callable[..
 def test_an_element_recomputed_in_plain_numbers_is_the_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
     for name in mlas.ANATOMIES:
-        monkeypatch.setattr(mlas, name, watched(name, seen, random.Random(SEED)))
+        monkeypatch.setattr(mlas, name, watched(mlas, name, seen, random.Random(SEED)))
     for name, pairing in COMBINATIONS:
         for index in range(CASES):
             example = case(name, pairing, SEED, index)
@@ -77,6 +85,51 @@ def test_an_element_recomputed_in_plain_numbers_is_the_kernels(isa: str, monkeyp
                 emulate(example, isa)
     rare = ["tie", "beyond 24 bits", "largest", "mean", "copy", "sigmoid"] + ["saturated"] * mlas.SATURATES[isa]
     assert [name for name in rare if not seen[name]] == [], seen
+
+
+LIBRARIES = (aten, fbgemm, onednn, qnnpack)
+ENGINES_LINES = "tie,loop,vector,add bias,divide,relu,sum,multipliers,product,sigmoid,hardswish,leaky_relu"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_element_recomputed_in_plain_numbers_is_the_engines_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+    for library in LIBRARIES:
+        for name in set(library.ANATOMIES) - {"max_pool"}:
+            monkeypatch.setattr(library, name, watched(library, name, seen, random.Random(SEED)))
+    for engine, name in engine_cases.COMBINATIONS:
+        if name not in engine_cases.LAYERS and engine not in ("fbgemm", "qnnpack"):
+            continue  # ATen's own
+        for index in range(4 * CASES if name in engine_cases.LAYERS else 2 * CASES):
+            example = engine_cases.case(name, SEED, index)
+            refused = engine == "qnnpack" and name == "add" and not qnnpack.adds(*(grid(example, n) for n in "aby"))
+            if not refused:
+                engines.emulate(engine, example, isa)
+    assert [name for name in [*ENGINES_LINES.split(","), "saturated"] if not seen[name]] == [], seen
+
+
+def grid(example: engine_cases.Case, name: str) -> Grid:
+    return engines.grid(example.options[f"s{name}"], example.options[f"z{name}"])
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv3d", "linear"])
+def test_qnnpacks_arithmetic_with_a_real_bias_is_that_of_its_anatomy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+    operator = name.rstrip("123d")
+    true = watched(qnnpack, operator, seen, random.Random(SEED))
+    monkeypatch.setattr(qnnpack, operator, lambda *a, **options: true(*a, **options, real_bias=True))
+    for index in range(4 * CASES):
+        engines.emulate("qnnpack", engine_cases.case(name, SEED, index), "avx2")
+    assert seen["add bias"]
+
+
+def test_each_kernel_of_the_engines_has_an_anatomy_with_its_arguments() -> None:
+    for library in LIBRARIES:
+        made = {"conv", "linear", "add", "mul", "concat", "sigmoid", "hardswish", "leaky_relu", "quantize_per_tensor"}
+        made |= {"average_pool", "adaptive_average_pool"}
+        assert {name for name in made if hasattr(library, name)} == set(library.ANATOMIES) - {"max_pool"}
+        for name in set(library.ANATOMIES) - {"max_pool"}:
+            same_arguments(getattr(library, name), library.ANATOMIES[name])
 
 
 def test_an_accumulator_that_leaves_int32_wraps_as_in_the_kernel() -> None:
@@ -97,5 +150,9 @@ def test_an_accumulator_that_leaves_int32_wraps_as_in_the_kernel() -> None:
 def test_each_kernel_that_computes_has_an_anatomy_with_its_arguments() -> None:
     assert set(mlas.KERNELS) - set(mlas.ANATOMIES) == MOVES_AND_REALS
     for name, anatomy in mlas.ANATOMIES.items():
-        wanted, found = (inspect.signature(f).parameters.values() for f in (mlas.KERNELS[name], anatomy))
-        assert [(p.name, p.kind, p.default) for p in found] == [(p.name, p.kind, p.default) for p in wanted], name
+        same_arguments(mlas.KERNELS[name], anatomy)
+
+
+def same_arguments(kernel: Callable[..., Any], anatomy: Callable[..., Any]) -> None:
+    wanted, found = (inspect.signature(f).parameters.values() for f in (kernel, anatomy))
+    assert [(p.name, p.kind, p.default) for p in found] == [(p.name, p.kind, p.default) for p in wanted], kernel

@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from exactq import runs
 from exactq.errors import ModelError
+from exactq.explanation import explain_biases, explain_layers
 from exactq.quantized import Quantized, load
-from exactq.reports import HTML, JSON, NODES, activation_histograms, page, report, write
+from exactq.reports import HTML, JSON, NODES, activation_histograms, explained_integers, page, report, write
 from exactq.reports.facts import FACTS
+from exactq.reports.integers import TERMS
 from exactq.reports.model_explorer import nodes_of
+from exactq.runs.explanation import explain_run
 from exactq.traces import trace
 
 Json = dict[str, Any]
@@ -92,6 +96,27 @@ def test_layers_are_what_the_runtime_does_in_one_go(facts: Json) -> None:
     assert layers[1]["macs"] == 16 * 8 * 8 * 9
     assert math.isclose(sum(layer["share"] for layer in layers), 1)
     assert all(layer["compared"]["mismatches"] == 0 for layer in layers)
+
+
+def test_each_layer_that_multiplies_has_an_integer_in_full_and_its_biases(run: Path, facts: Json) -> None:
+    made, explained = load(run), facts["integers"]
+    assert [found["node"] for found in explained] == ["relu1", "relu2", "relu3", "fc2"]
+    for found in explained:
+        again = explain_run(run, found["node"], found["index"], terms=TERMS)
+        assert (found["text"], found["code"], found["error_lsb"]) == (str(again), again.code, again.error_lsb)
+    layers = explain_biases(made).layers
+    assert [b["node"] for b in facts["biases"]] == [layer.node for layer in layers] == ["conv1", "conv2", "fc1", "fc2"]
+    for fact, layer in zip(facts["biases"], layers, strict=True):
+        assert (fact["held"], fact["code"], fact["headroom_bits"]) == ("int32", layer.worst.code, layer.tightest.headroom)
+    text = html.unescape(page(facts))
+    assert all(found["text"] in text for found in explained)
+
+
+def test_of_many_layers_those_far_from_float_are_explained(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exactq.reports.integers.MOST", 2)
+    made, x = load(run), torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    every = sorted((abs(found.error_lsb or 0), found.made) for found in explain_layers(made, (x,)))
+    assert {found.node for found in explained_integers(made, (x,))} == {name for _, name in every[-2:]}
 
 
 def test_weight_error_is_that_of_nearest_codes_a_channel(run: Path, facts: Json) -> None:
@@ -257,7 +282,7 @@ def test_a_command_wraps_between_its_words_and_is_copied_as_it_is(facts: Json) -
 def hostile(content: Any, text: str, key: str = "") -> Any:
     """The same facts with every free text replaced."""
     if isinstance(content, str):
-        return content if key in ("verdict", "kind") else text
+        return content if key in ("verdict", "kind", "held") else text
     if isinstance(content, list):
         return [hostile(item, text, key) for item in content]
     if isinstance(content, dict):

@@ -24,10 +24,6 @@ SHORT = {"onnxruntime", "fbgemm"}
 """The targets that the short run looks at; fbgemm stands for PyTorch's engines, with one example an operator."""
 
 
-EXPLAINED = {"onnxruntime"}
-"""The targets whose every step says how an integer comes about; of the others `explain` says that it cannot."""
-
-
 def later(target: Target, operator: str, example: Example) -> tuple[pytest.MarkDecorator, ...]:
     """One and three dimensions are slow ones, but for the first example of each operator; most of PyTorch's engines too."""
     first, flat = example is EXAMPLES[operator][0], operator[-2:] in ("1d", "3d")
@@ -118,7 +114,7 @@ def in_integers(made: Quantized) -> bool:
     return all(rule is not None and rule.declines(node) is None for rule, node in asked)
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.name in EXPLAINED], ids=lambda t: t.name)
+@everywhere
 @pytest.mark.parametrize("example", WHOLE[3:6], ids=lambda e: e.name)
 def test_every_step_that_makes_codes_says_how_one_of_them_comes_about(target: Target, example: Example) -> None:
     for isa in target.isas:

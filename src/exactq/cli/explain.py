@@ -35,7 +35,8 @@ def explain(
     """Show how the integer of NODE at INDEX comes about, step by step.
 
     It is recomputed in plain integers from what NODE's kernel reads, and compared with the emulator. With --bias: of each layer
-    the float bias, its int32 code, what rounding it costs, and how much of int32 is left.
+    the float bias, its int32 code, what rounding it costs, and how much of int32 is left; of engines that keep biases in float,
+    what int32 biases would cost.
     """
     from exactq.cli.talking import job, print_json, talk
     from exactq.runs.explanation import explain_run, explain_run_biases

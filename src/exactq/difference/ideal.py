@@ -246,10 +246,14 @@ class _Walk:
         exact = bias / step
         codes = self.bias_codes(name, exact, sides[Cause.BIAS]) if name in sides[Cause.BIAS].rounds_bias else exact
         if name in sides[Cause.OVERFLOW].rounds_bias:
-            codes = codes.clamp(-(2.0**31), 2.0**31 - 1)
+            codes = torch.where(codes.abs() >= 2.0**31, self.beyond(name, codes, sides[Cause.OVERFLOW]), codes)
             whole = total + codes.reshape(shape)
             return (wrap_int32(whole) if bool((whole.abs() >= 2.0**31).any()) else whole) * scale.reshape(shape)
         return (total + codes.reshape(shape)) * scale.reshape(shape)
+
+    def beyond(self, name: str, codes: Tensor, side: Side) -> Tensor:
+        """What a side makes of bias codes beyond int32: its own, or the nearest."""
+        return side.bias_codes.get(name, codes).clamp(-(2.0**31), 2.0**31 - 1)
 
     def bias_codes(self, name: str, exact: Tensor, side: Side) -> Tensor:
         """The codes of a bias of `exact` steps; at half steps the side's own, which it had from float32 quotients."""

@@ -1,4 +1,7 @@
-"""How is my bias quantized? For every layer: float bias, steps, codes, what rounding costs, and how far int32 reaches."""
+"""How is my bias quantized? For every layer: float bias, steps, codes, what rounding costs, and how far int32 reaches.
+
+Where an engine keeps biases in float, the codes are those that int32 biases would have, and the costs what they would cost.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from exactq.explanation import wording
 from exactq.explanation.element import float_bias
 from exactq.graphs.programs import is_compute
 from exactq.graphs.qdq import CODES
-from exactq.kernels.anatomy import FloatBias, IntegerBias, Products
+from exactq.kernels.anatomy import FloatBias, Held, IntegerBias, Products
 from exactq.numerics.scalars import shown
 from exactq.plans.plan import Fused
 from exactq.quantized import Quantized
@@ -29,8 +32,9 @@ class Channel:
     """One channel's bias: the float model's, the steps it is held on, its code, and what rounding it costs.
 
     `reach` is what no accumulator of the channel exceeds in magnitude: Σ|w − zw|·max|x − zx| + |code|, and where pairs saturate
-    2¹⁵ for each. `scale`, `code` and `error` are None where the engine keeps the bias in float or there is none. With
-    `zero_weights` every weight code is zero, so that the bias alone makes the result.
+    2¹⁵ for each; a bias in float is added behind it. `code` is the int32 on steps of `scale` that the engine adds, or where it
+    keeps biases in float (`Layer.held`) the one that it would be; None without a bias. With `zero_weights` every weight code is
+    zero, so that the bias alone makes the result.
     """
 
     channel: int
@@ -41,6 +45,11 @@ class Channel:
     error_lsb: float | None
     reach: int
     zero_weights: bool
+
+    @property
+    def needed(self) -> float | None:
+        """The bias in steps of its scale, unrounded: beyond ±2³¹ it has no int32 code."""
+        return None if self.bias is None or not self.scale else self.bias / self.scale
 
     @property
     def headroom(self) -> float:
@@ -62,18 +71,19 @@ class Channel:
 class Layer:
     """The biases of the kernel that makes the codes of `made`; `node` is its convolution or linear layer.
 
-    `held` says how: `int32`, `float32`, or None without a bias. `lsb` is one step of the output's grid.
+    `held` says how: `int32`, `float32`, or None without a bias; codes of `float32` biases are not used by the engine. `lsb` is
+    one step of the output's grid.
     """
 
     node: str
     made: str
-    held: str | None
+    held: Held | None
     lsb: float
     channels: tuple[Channel, ...]
 
     @property
     def worst(self) -> Channel:
-        """The channel whose bias lost most, the first of equals."""
+        """The channel whose bias loses most as int32, the first of equals."""
         return max(self.channels, key=lambda c: abs(c.error or 0.0))
 
     @property
@@ -157,11 +167,11 @@ def _layer(quantized: Quantized, step: Step, anatomy: Products, named: set[str])
     weight = anatomy.weight.flatten(1).long() - anatomy.w.zero.reshape(-1, 1)
     lo, hi = (end - int(anatomy.x.zero) for end in (anatomy.x.format.lo, anatomy.x.format.hi))
     reach = weight.abs().sum(1) * max(-lo, hi)
-    if anatomy.pairs:
+    if anatomy.pairs is not None:
         reach = reach + (weight.shape[1] + 1) // 2 * 2**15
     bias, lsb = float_bias(quantized.float_graph, step), float(step.grid.scale)
     held, codes, scale = _held(anatomy, len(weight))
-    if codes is not None:
+    if codes is not None and held == "int32":
         reach = reach + codes.long().abs()
     real = None if bias is None else bias.flatten().double()
     error = None if codes is None or scale is None or real is None else codes.double() * scale.double() - real
@@ -182,13 +192,15 @@ def _layer(quantized: Quantized, step: Step, anatomy: Products, named: set[str])
     return Layer(name, step.name.removesuffix(CODES), held, lsb, channels)
 
 
-def _held(anatomy: Products, channels: int) -> tuple[str | None, Tensor | None, Tensor | None]:
-    """How a bias is held, its codes, and their steps, one a channel."""
+def _held(anatomy: Products, channels: int) -> tuple[Held | None, Tensor | None, Tensor | None]:
+    """How a bias is held, its codes or those that it would have, and their steps, one a channel."""
     match anatomy.bias:
         case IntegerBias(codes, scale):
             return "int32", codes.flatten(), scale.flatten().expand(channels)
-        case FloatBias():
-            return "float32", None, None
+        case FloatBias(values, scale):
+            steps = scale.flatten().expand(channels)
+            codes = (values.flatten().double() / steps.double()).nan_to_num(nan=0.0).round().clamp(-INT32, INT32 - 1)
+            return "float32", codes.long(), steps
         case None:
             return None, None, None
 
@@ -203,7 +215,14 @@ def _summary(biases: Biases) -> list[str]:
     for layer in biases.layers:
         cells = _cells(layer, layer.worst) | {"bits left": f"{layer.tightest.headroom:.1f}"}
         rows.append([_short(layer.node), *(cells[name] for name in BRIEF)])
-    lines = [f"{biases.target}: of each layer the bias that loses most by rounding,", "and the fewest bits left in int32", ""]
+    floating = any(layer.held == "float32" for layer in biases.layers)
+    head = f"{biases.target}: of each layer the bias that loses most by rounding, and the fewest bits left in int32"
+    if floating:
+        head = (
+            f"{biases.target} keeps biases in float32 and rounds none: of each layer the one that would lose most as int32, "
+            "and the fewest bits left in the int32 of the products"
+        )
+    lines = [*textwrap.wrap(head, 80), ""]
     notes = [note for layer in biases.layers for note in _notes(layer)]
     notes += [f"{name} stays float, its bias too: {reason}" for name, reason in biases.floats.items()]
     return [*lines, *wording.table(("layer", *BRIEF), rows), *_told(notes)]
@@ -212,6 +231,7 @@ def _summary(biases: Biases) -> list[str]:
 def _channels(layer: Layer) -> list[str]:
     rows = [[cells[name] for name in COLUMNS] for cells in (_cells(layer, channel) for channel in layer.channels)]
     held = f"{layer.held} biases" if layer.held else "no bias"
+    held += " (codes and costs are what int32 would have)" if layer.held == "float32" else ""
     lines = [*textwrap.wrap(f"{layer.node}: {len(rows)} channels, {held}; one LSB of {layer.made} is {layer.lsb:.6g}", 80), ""]
     return [*lines, *wording.table(COLUMNS, rows), *_told(_notes(layer))]
 
@@ -231,9 +251,16 @@ def _notes(layer: Layer) -> list[str]:
             f"{layer.node}: the accumulator can leave int32 and wrap in {len(wide)} channels, first {wide[0].channel}: "
             f"up to {wide[0].reach}"
         )
+    if far := [c for c in layer.channels if c.needed is not None and not -INT32 - 0.5 <= c.needed < INT32 - 0.5]:
+        fate = "would be" if layer.held == "float32" else "is"
+        notes.append(
+            f"{layer.node}: the bias of {len(far)} channels, first {far[0].channel}, needs a code beyond int32 "
+            f"({far[0].needed:.4g}); {'as int32 it ' if layer.held == 'float32' else 'it '}{fate} {far[0].code}"
+        )
     if zeros := layer.zero_weights:
         first = layer.channels[zeros[0]]
-        held = "" if first.code is None or first.scale is None else f"; its bias is code {first.code} · {shown(first.scale)}"
+        coded = layer.held == "int32" and first.scale is not None
+        held = f"; its bias is code {first.code} · {shown(first.scale or 0.0)}" if coded else ""
         some = ", ".join(map(str, zeros[:5])) + (" …" if len(zeros) > 5 else "")
         notes.append(f"{layer.node}: all weight codes of {len(zeros)} channels ({some}) are zero: no input changes them{held}")
     return notes

@@ -16,7 +16,7 @@ from exactq.explanation.products import product_lines
 from exactq.graphs.graph import Graph, arguments
 from exactq.graphs.programs import example_inputs, is_compute, program
 from exactq.graphs.qdq import CODES
-from exactq.kernels.anatomy import Function, Line, Lines, Moved, Place, Products, Read, place_of
+from exactq.kernels.anatomy import Element, Function, Line, Lines, Moved, Place, Products, Read, place_of
 from exactq.numerics.formats import Grid
 from exactq.numerics.scalars import Scalar, scalar, shown
 from exactq.plans.plan import Float, Fused
@@ -272,7 +272,7 @@ def _lines(made: _Made, step: Step, operands: Sequence[Tensor], at: Place) -> Li
             ]
             if len(reads) > len(operands):
                 opening = [_operand(name, grids[full]) for name, full in zip(names, step.inputs, strict=True)]
-            found = anatomy.plain(reads, values, shapes)
+            found = anatomy.plain(Element(at, reads, values, shapes))
             return (*opening, *(replace(line, rows=wording.largest(line.rows, made.terms)) for line in found))
         case Moved():
             return (_moved(step, names[0], operands[0], at),)

@@ -36,8 +36,8 @@ def product_lines(
     total = sum((t.x - zx) * (t.w - zw) for t in terms)
     lines = [_sum(terms, zx, zw, total, shown_terms), _zeros(terms, zx, zw, total)]
     excess = 0
-    if anatomy.pairs:
-        line = _saturation(terms, shown_terms)
+    if anatomy.pairs is not None:
+        line = _saturation(terms, list(anatomy.pairs([(t.x_at, t.w_at) for t in terms])), shown_terms)
         lines.append(line)
         excess = int(line.value)
     added, line = _bias(anatomy, channel, bias, lsb)
@@ -84,24 +84,23 @@ def _zeros(terms: Sequence[Term], zx: int, zw: int, total: int) -> Line:
     return Line("zero points", text, raw - total, values)
 
 
-def _saturation(terms: Sequence[Term], count: int) -> Line:
-    """What it adds that neighbouring raw products are summed in int16: Σ over pairs of sat16(p) − p."""
+def _saturation(terms: Sequence[Term], pairs: Sequence[tuple[int, ...]], count: int) -> Line:
+    """What it adds that raw products are summed in int16 two by two: Σ over pairs of sat16(p) − p."""
     rows = []
-    for first, second in zip(terms[::2], [*terms[1::2], None], strict=False):
-        products = [t.x * t.w for t in (first, second) if t is not None]
-        pair = sum(products)
+    for positions in pairs:
+        several = [terms[p] for p in positions]
+        pair = sum(t.x * t.w for t in several)
         held = min(max(pair, -(2**15)), 2**15 - 1)
         if held != pair:
-            places = [t.w_at for t in (first, second) if t is not None]
-            rows.append({"w_at": places[0], "w_at_2": places[-1], "pair": pair, "int16": held, "term": held - pair})
+            ends = {"w_at": several[0].w_at, "w_at_2": several[-1].w_at}
+            rows.append({**ends, "pair": pair, "int16": held, "term": held - pair})
     excess = sum(row["term"] for row in rows)  # type: ignore[misc]
-    pairs = (len(terms) + 1) // 2
     text = (
-        f"{len(rows)} of {pairs} pairs of neighbours leave int16; saturation adds {excess:+d}"
+        f"{len(rows)} of {len(pairs)} pairs of neighbours leave int16; saturation adds {excess:+d}"
         if rows
-        else f"none of {pairs} pairs of neighbours leaves int16"
+        else f"none of {len(pairs)} pairs of neighbours leaves int16"
     )
-    return Line("saturation", text, excess, {"pairs": pairs, "saturated": len(rows)}, largest(tuple(rows), count))
+    return Line("saturation", text, excess, {"pairs": len(pairs), "saturated": len(rows)}, largest(tuple(rows), count))
 
 
 def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tuple[int, Line]:
@@ -109,9 +108,18 @@ def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tu
     match anatomy.bias:
         case None:
             return 0, Line("bias", "there is none", 0, {"held": None})
-        case FloatBias(values):
-            held = scalar(values.flatten()[channel])
-            return 0, Line("bias", f"{shown(held)} stays float32 and is added below", held, {"held": "float32"})
+        case FloatBias(values, scale):
+            held, step = (scalar(t.flatten()[channel if t.numel() > 1 else 0]) for t in (values, scale))
+            text, facts = f"{shown(held)} stays float32 and is added below", {"held": "float32", "scale": step}
+            if 0 < step < np.inf and np.isfinite(held):
+                would = int32_code(held, step)
+                error = float(would * Fraction(float(step)) - Fraction(float(held)))
+                text += (
+                    f"; as int32 on steps of fl(sx · sw) = {shown(step)} it would be code {would}, "
+                    f"which would cost {error:.3g}, {error / lsb:.2g} LSB"
+                )
+                facts |= {"code": would, "error": error, "error_lsb": error / lsb}
+            return 0, Line("bias", text, held, facts)
         case IntegerBias(codes, scale):
             code, step = int(codes[channel]), scalar(scale.flatten()[channel if scale.numel() > 1 else 0])
             text = f"code {code} on steps of fl(sx · sw) = {shown(step)}"
@@ -123,8 +131,15 @@ def _bias(anatomy: Products, channel: int, bias: float | None, lsb: float) -> tu
                     f"{shown(np.float32(bias))} / fl(sx · sw) = {shown(np.float32(bias))} / {shown(step)} = "
                     f"{float(quotient):.9g}, code {code}; rounding it costs {error:.3g}, {error / lsb:.2g} LSB"
                 )
+                if not -(2**31) <= round(quotient) < 2**31:
+                    text += ": it needs a code beyond int32, and the engine makes this of it"
                 values_ |= {"error": error, "error_lsb": error / lsb}
             return code, Line("bias", text, code, values_)
+
+
+def int32_code(bias: np.float32, step: np.float32) -> int:
+    """The nearest int32 code of a real on those steps, ties to even."""
+    return min(max(round(Fraction(float(bias)) / Fraction(float(step))), -(2**31)), 2**31 - 1)
 
 
 def _accumulator(total: int, excess: int, bias: int) -> Line:

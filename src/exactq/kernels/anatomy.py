@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -52,6 +52,25 @@ class Read:
     place: Place | None
 
 
+@dataclass(frozen=True)
+class Element:
+    """One element of a result: where it is, what it is made of with the values of that, and the shapes of the operands."""
+
+    at: Place
+    reads: Sequence[Read]
+    values: Sequence[Scalar]
+    shapes: Sequence[Shape]
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The values as codes."""
+        return tuple(int(value) for value in self.values)
+
+
+Held = Literal["int32", "float32"]
+"""How an engine holds a bias: as codes that it adds to the int32 sum of products, or as a real behind it."""
+
+
 @dataclass(frozen=True, eq=False)
 class IntegerBias:
     """A bias that the engine adds to the int32 sum: codes (out,) on float32 steps (out,)."""
@@ -62,9 +81,17 @@ class IntegerBias:
 
 @dataclass(frozen=True, eq=False)
 class FloatBias:
-    """A bias (out,) that the engine keeps in float32 and adds behind the int32 sum, within `finish`."""
+    """A bias (out,) that the engine keeps in float32 and adds behind the int32 sum, within `finish`.
+
+    `scale` (out,) float32 are the steps on which it would lie as int32 codes: those of the sum.
+    """
 
     values: Tensor
+    scale: Tensor
+
+
+Pairs = Callable[[Sequence[tuple[Place | None, Place]]], Iterator[tuple[int, ...]]]
+"""The terms of a sum -> the positions of those whose raw products are added in saturating int16, two by two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +99,8 @@ class Products:
     """A sum of products of codes: acc = Σ (x − zx)·(w − zw) + bias, int32; then `finish(acc, channel)` down to the code.
 
     `weight` holds codes of `w` (out, …); None where `w` is the grid of a second operand. `terms(at, shapes)` gives the places
-    of the codes that meet, in the order in which the kernel reads them; with `pairs`, raw products of neighbours (2p, 2p + 1)
-    of it are added in saturating int16. `channel` is the axis of the result along which weights and bias differ.
+    of the codes that meet, in the order in which the kernel reads them; `pairs` says which of them saturate together, None that
+    nothing does. `channel` is the axis of the result along which weights and bias differ.
     """
 
     x: Grid
@@ -82,19 +109,19 @@ class Products:
     bias: IntegerBias | FloatBias | None
     terms: Callable[[Place, Sequence[Shape]], Iterator[tuple[Place | None, Place]]]
     channel: int
-    pairs: bool
+    pairs: Pairs | None
     finish: Callable[[int, int], Lines]
 
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """A function of a few codes or reals: `reads(at, shapes)` says which, `plain(reads, values, shapes)` what becomes of them.
+    """A function of a few codes or reals: `reads(at, shapes)` says which, `plain(element)` what becomes of them.
 
     A read of padding has the value that `outside` gives it.
     """
 
     reads: Callable[[Place, Sequence[Shape]], Sequence[Read]]
-    plain: Callable[[Sequence[Read], Sequence[Scalar], Sequence[Shape]], Lines]
+    plain: Callable[[Element], Lines]
     outside: Scalar = 0
 
 
@@ -125,6 +152,11 @@ def convolution_terms(
 def matrix_terms(at: Place, shapes: Sequence[Shape]) -> Iterator[tuple[Place | None, Place]]:
     """The terms of x·weightᵀ with x (…, k) and a constant weight (out, k)."""
     return (((*at[:-1], k), (at[-1], k)) for k in range(shapes[0][-1]))
+
+
+def neighbours(terms: Sequence[tuple[Place | None, Place]]) -> Iterator[tuple[int, ...]]:
+    """Pairs of terms as they are read, 2p and 2p + 1; the last of an odd number stands alone (MLAS, FBGEMM)."""
+    return (tuple(range(first, min(first + 2, len(terms)))) for first in range(0, len(terms), 2))
 
 
 def product_terms(at: Place, shapes: Sequence[Shape]) -> Iterator[tuple[Place | None, Place]]:
@@ -162,6 +194,67 @@ def broadcast_place(at: Place, shape: Shape) -> Place:
 def elementwise(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
     """The reads of an elementwise operator: one of each operand, which broadcast."""
     return [Read(operand, broadcast_place(at, shape)) for operand, shape in enumerate(shapes)]
+
+
+def window_reads(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int] = (1,)
+) -> Callable[[Place, Sequence[Shape]], Sequence[Read]]:
+    """The reads of a pool: the window below the element, None in the padding, which is all begins or those before all ends."""
+    rank = len(kernel)
+    begins = each(padding[:rank] if len(padding) == 2 * rank else padding, rank)
+
+    def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
+        found = window(at[2:], shapes[0][2:], kernel, each(stride, rank), begins, each(dilation, rank))
+        return [Read(0, None if place is None else (*at[:2], *place)) for _, place in found]
+
+    return reads
+
+
+def concatenated(axis: int) -> Callable[[Place, Sequence[Shape]], Sequence[Read]]:
+    """The read of operands one after the other along `axis`: the one that holds the element."""
+
+    def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
+        along = axis % len(at)
+        rest = at[along]
+        for operand, shape in enumerate(shapes):
+            if rest < shape[along]:
+                return [Read(operand, (*at[:along], rest, *at[along + 1 :]))]
+            rest -= shape[along]
+        return []
+
+    return reads
+
+
+def max_pool(
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil: bool = False,
+) -> Function:
+    """The largest code of a window, which every library finds alike: rounding is monotone and the grid stays."""
+
+    def lines(e: Element) -> Lines:
+        rows = tuple({"x_at": r.place, "x": c} for r, c in zip(e.reads, e.codes, strict=True) if r.place is not None)
+        largest = max(int(row["x"]) for row in rows)  # type: ignore[call-overload]
+        return (Line("largest", f"the largest of {len(rows)} codes is {largest}; the grid stays", largest, {}, rows),)
+
+    return Function(window_reads(kernel, stride, padding, dilation), lines)
+
+
+def pixel_rows(e: Element, zero: int) -> tuple[dict[str, Any], ...]:
+    """A row for each pixel of a window that is inside of the image: where, its code, and the code less the zero."""
+    return tuple(
+        {"x_at": read.place, "x": code, "term": code - zero}
+        for read, code in zip(e.reads, e.codes, strict=True)
+        if read.place is not None
+    )
+
+
+def each(numbers: Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number for each of `rank` axes, from one for all or one each."""
+    return tuple(numbers) * (rank // len(numbers))
 
 
 def place_of(index: int, shape: Shape) -> Place:

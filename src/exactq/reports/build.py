@@ -12,6 +12,7 @@ from exactq.graphs import store
 from exactq.reports.advice import advice, commands
 from exactq.reports.facts import VERSION, Facts, MetricFacts, Size, TrainingFacts, Word, checked, plain
 from exactq.reports.folder import Run, read
+from exactq.reports.integers import bias_table
 from exactq.reports.layers import layers, plan_lines
 from exactq.reports.model_explorer import node_data, nodes_of
 from exactq.reports.rendering import page
@@ -81,6 +82,8 @@ def _facts(run: Run) -> Facts:
         notes=metrics.notes if metrics is not None else run.quantized.notes,
         commands=commands(run),
         training=_training(run),
+        integers=metrics.integers if metrics is not None else (),
+        biases=bias_table(run.quantized),
     )
 
 

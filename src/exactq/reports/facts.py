@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from exactq.errors import ModelError
+from exactq.kernels.anatomy import Held
 
 VERSION: Literal[1] = 1
 """The version of the facts' layout; a field that is renamed or removed raises it, a new one does not."""
@@ -109,6 +110,40 @@ class LayerFacts:
     activation: Histogram | None
     compared: Compared | None
     unverified: str | None
+
+
+@dataclass(frozen=True)
+class IntegerFacts:
+    """One integer of a layer on the first verified sample, the one farthest from the float model's; `text` explains it."""
+
+    node: str
+    index: tuple[Count, ...]
+    code: int
+    real: FiniteFloat
+    reference: FiniteFloat | None
+    error_lsb: FiniteFloat | None
+    text: str
+
+
+@dataclass(frozen=True)
+class BiasFacts:
+    """How a layer's biases are held: `int32`, `float32`, or None without any. `channel` is the one that loses most as int32.
+
+    `bias` is its float value, `code` its int32 (of a float32 bias what it would be) and `error_lsb` what rounding costs.
+    `headroom_bits` is what no accumulator of the layer uses of int32, `overflow` in how many channels one could leave it, and
+    `zero_weights` how many channels no input changes.
+    """
+
+    node: str
+    held: Held | None
+    channels: Count
+    channel: Count
+    bias: FiniteFloat | None
+    code: int | None
+    error_lsb: FiniteFloat | None
+    headroom_bits: FiniteFloat
+    overflow: Count
+    zero_weights: Count
 
 
 @dataclass(frozen=True)
@@ -226,7 +261,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Facts:
-    """A whole run. `metric`, `latency` and `verify` are None for a folder that was quantized without measuring."""
+    """A whole run. `metric`, `latency` and `verify` are None for a folder that was quantized without measuring.
+
+    `integers` has an explained integer of each layer that multiplies, of 64 at most; none where nothing was measured.
+    """
 
     version: Literal[1]
     exactq: str
@@ -252,6 +290,8 @@ class Facts:
     notes: tuple[str, ...]
     commands: tuple[Command, ...]
     training: TrainingFacts | None
+    integers: tuple[IntegerFacts, ...]
+    biases: tuple[BiasFacts, ...]
 
 
 FACTS = TypeAdapter(Facts)

@@ -11,7 +11,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from exactq.errors import ModelError, UsageError
 from exactq.quantized import Quantized, load
-from exactq.reports.facts import Histogram, Latency, Size, TrainingFacts, Verification, problem
+from exactq.reports.facts import Histogram, IntegerFacts, Latency, Size, TrainingFacts, Verification, problem
 
 MANIFEST, METRICS, VERIFY = "manifest.json", "metrics.json", "verify.json"
 
@@ -60,6 +60,7 @@ class Metrics:
     activations: dict[str, Histogram] = field(default_factory=dict)
     ptq_layers: tuple[LayerNoise, ...] = ()
     training: TrainingFacts | None = None
+    integers: tuple[IntegerFacts, ...] = ()
 
 
 @dataclass(frozen=True)

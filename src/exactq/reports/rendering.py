@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from exactq.reports import words
 from exactq.reports.colours import LEVELS, level
 from exactq.reports.facts import Facts, GridFacts, Histogram, LayerFacts, checked
+from exactq.reports.integers import MOST
 from exactq.reports.layout import HEIGHT, WIDTH, Point, layout
 
 LETTERS = 21
@@ -177,4 +178,5 @@ _ENVIRONMENT.globals |= {
     "box_height": HEIGHT,
     "tall": TALL,
     "broad": BROAD,
+    "most_integers": MOST,
 }

@@ -19,7 +19,7 @@ from exactq.metrics import Metric, Seen
 from exactq.plans.plan import Float, Own
 from exactq.plans.recipes import PORTABLE
 from exactq.quantized import Quantized
-from exactq.reports import activation_histograms
+from exactq.reports import activation_histograms, explained_integers
 from exactq.talk import Talk
 from exactq.timing import Latency, latency
 from exactq.traces import Step, walk
@@ -99,6 +99,7 @@ def measured(
         layers = layer_sqnr(quantized, (b.inputs for b in some))
         histograms = {name: asdict(h) for name, h in activation_histograms(quantized, (b.inputs for b in some)).items()}
         elsewhere = differing(quantized, verdict.isa, some)
+        integers = explained_integers(quantized, _one(quantized, some), isa=verdict.isa)
     facts = {
         "metric": metric.name,
         "values": dict(found.values),
@@ -108,10 +109,18 @@ def measured(
         "mean_error": found.outputs.mean_error,
         "layers": [{"name": name, "sqnr_db": db} for name, db in layers.items()],
         "activations": histograms,
+        "integers": [asdict(found) for found in integers],
         "verify": verdict.to_json(),
         "notes": [*notes(quantized), *elsewhere],
     }
     return plain(facts)
+
+
+def _one(quantized: Quantized, split: Split) -> tuple[Tensor, ...]:
+    """The first sample as a batch, or the whole first batch of a model that takes no other size."""
+    inputs = next(iter(split)).inputs
+    whole = not all(spec.batch for spec in quantized.float_graph.inputs)
+    return tuple(x if whole else x[:1] for x in inputs)
 
 
 def costs(quantized: Quantized, artifact: bytes, example: Sequence[Tensor], talk: Talk) -> dict[str, Any]:

@@ -5,12 +5,14 @@ They run on one thread on dense codes, images with their channels last. Evidence
 
 from __future__ import annotations
 
+from exactq.kernels.aten.anatomy import ANATOMIES
 from exactq.kernels.aten.elementwise import add, hardswish, leaky_relu, mul, sigmoid
 from exactq.kernels.aten.isa import BLOCK, LANES
 from exactq.kernels.aten.pool import adaptive_average_pool, average_pool, concat
 from exactq.kernels.aten.quantize import dequantize, quantize_per_tensor
 
 __all__ = [
+    "ANATOMIES",
     "BLOCK",
     "LANES",
     "adaptive_average_pool",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
 from exactq.kernels.accumulators import Kernel, Layer, centred, per_axis
+from exactq.kernels.fbgemm.anatomy import ANATOMIES
+from exactq.kernels.fbgemm.dispatch import depthwise_fast, undecided
 from exactq.kernels.fbgemm.isa import SATURATES
 from exactq.kernels.fbgemm.requantization import requantization
 from exactq.numerics.formats import Grid
@@ -54,50 +56,6 @@ def conv(
     return Layer(accumulate, requantize)
 
 
-def depthwise_fast(
-    shape: Sequence[int], *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> bool:
-    """Whether a convolution runs in FBGEMM's depthwise kernels, which are AVX2 code and saturate pairs of taps everywhere.
-
-    FbgemmConv.cc takeDepthWiseFastPath: groups of one channel, a multiple of 8 of them, each with one output or two; kernels of
-    3, 5 or 7 pixels along each axis, square in the last two, padded to keep the image, without dilation.
-    """
-    out, per_group, *kernel = shape
-    rank = len(kernel)
-    return (
-        per_group == 1
-        and groups % 8 == 0
-        and out in (groups, 2 * groups)
-        and rank >= 2
-        and kernel[-1] == kernel[-2]
-        and all(k in (3, 5, 7) for k in kernel)
-        and all(s in (1, 2) for s in stride)
-        and all(d == 1 for d in dilation)
-        and tuple(padding) == tuple((k - 1) // 2 for k in kernel) * 2
-    )
-
-
-def undecided(
-    shape: Sequence[int],
-    *,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    isa: str,
-) -> bool:
-    """Whether what FBGEMM answers is not predicted: with AVX2 its groupwise kernels, where groups are left over.
-
-    They take 8 output channels a turn, so 4 groups of 2 or 2 groups of 4, and what the last turn makes too much is written over
-    the first channels of the next pixel (torch 2.13, measured under emulation). Kernels are of 3 pixels, padded by 1.
-    """
-    out, per_group, *kernel = shape
-    groupwise = len(kernel) > 1 and per_group in (2, 4) and out == per_group * groups and {*kernel} == {3} and {*padding} == {1}
-    groupwise = groupwise and {*dilation} == {1} and {*stride} in ({1}, {2})
-    together = 8 // per_group
-    return isa == "avx2" and groupwise and groups > together and groups % together != 0
-
-
 def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = pairs.matrix_excess(weight) if SATURATES[isa] else None
@@ -106,4 +64,4 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     return Layer(accumulate, requantize)
 
 
-__all__ = ["SATURATES", "conv", "depthwise_fast", "linear", "undecided"]
+__all__ = ["ANATOMIES", "SATURATES", "conv", "depthwise_fast", "linear", "undecided"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from exactq.kernels.accumulators import channel_scales
 from exactq.kernels.anatomy import (
     Anatomy,
+    Element,
     Function,
     IntegerBias,
     Line,
@@ -21,24 +22,30 @@ from exactq.kernels.anatomy import (
     Products,
     Read,
     Shape,
+    concatenated,
     convolution_terms,
+    each,
     elementwise,
     matrix_terms,
+    max_pool,
+    neighbours,
+    pixel_rows,
     product_terms,
-    window,
+    window_reads,
 )
+from exactq.kernels.lines import channel_scale, constants, decode
 from exactq.kernels.mlas import plain
 from exactq.kernels.mlas.elementwise import scalar_operand
 from exactq.kernels.mlas.isa import saturates
 from exactq.kernels.mlas.table import logistic
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale
-from exactq.numerics.scalars import Scalar, float32, scalar, shown
+from exactq.numerics.scalars import float32, scalar, shown
 
 
 def quantize_linear(y: Grid) -> Function:
     """QuantizeLinear of one real."""
-    return Function(elementwise, lambda reads, values, shapes: plain.quantize(float32(float(values[0])), y))
+    return Function(elementwise, lambda e: plain.quantize(float32(float(e.values[0])), y))
 
 
 def conv(
@@ -59,26 +66,27 @@ def conv(
     begins = padding[:rank] if len(padding) == 2 * rank else padding
     terms = convolution_terms(
         tuple(weight.shape),
-        stride=_each(stride, rank),
-        begins=_each(begins, rank),
-        dilation=_each(dilation, rank),
+        stride=each(stride, rank),
+        begins=each(begins, rank),
+        dilation=each(dilation, rank),
         groups=groups,
     )
     depthwise = weight.shape[1] == 1 and weight.shape[0] == groups
-    pairs = saturates(isa, x, w, depthwise=depthwise)
+    pairs = neighbours if saturates(isa, x, w, depthwise=depthwise) else None
     return Products(x, w, weight, _bias(bias, x, w), terms, 1, pairs, partial(_requantized, x, w, y, 1.0))
 
 
 def gemm(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid | None, isa: str, alpha: float = 1.0) -> Products:
     """QGemm and QLinearMatMul with a constant operand, with the arguments of `gemm.gemm`; without `y` it ends in a real."""
-    pairs = saturates(isa, x, w)
+    pairs = neighbours if saturates(isa, x, w) else None
     finish = partial(_real, x, w, alpha) if y is None else partial(_requantized, x, w, y, alpha)
     return Products(x, w, weight, _bias(bias, x, w), matrix_terms, -1, pairs, finish)
 
 
 def matmul(*, a: Grid, b: Grid, y: Grid, isa: str) -> Products:
     """QLinearMatMul of two dynamic operands."""
-    return Products(a, b, None, None, product_terms, -1, saturates(isa, a, b), partial(_requantized, a, b, y, 1.0))
+    pairs = neighbours if saturates(isa, a, b) else None
+    return Products(a, b, None, None, product_terms, -1, pairs, partial(_requantized, a, b, y, 1.0))
 
 
 def _bias(bias: Tensor | None, x: Grid, w: Grid) -> IntegerBias | None:
@@ -92,7 +100,7 @@ def _requantized(x: Grid, w: Grid, y: Grid, alpha: float, acc: int, channel: int
 
 
 def _real(x: Grid, w: Grid, alpha: float, acc: int, channel: int) -> Lines:
-    factor = float32(alpha) * scalar(scalar_scale(x)) * plain.channel_scale(w, channel)
+    factor = float32(alpha) * scalar(scalar_scale(x)) * channel_scale(w, channel)
     real = float32(acc) * factor
     return (Line("multiply", f"fl(fl({acc}) · {shown(factor)}) = {shown(real)}", real, {"multiplier": factor}),)
 
@@ -100,16 +108,15 @@ def _real(x: Grid, w: Grid, alpha: float, acc: int, channel: int) -> Lines:
 def add(a: Grid, b: Grid, y: Grid) -> Function:
     """QLinearAdd."""
 
-    def lines(reads: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        exchanged = scalar_operand(*shapes) == "a"
-        return plain.add(int(codes[0]), int(codes[1]), (a, b, y), exchanged=exchanged)
+    def lines(e: Element) -> Lines:
+        return plain.add(e.codes, (a, b, y), exchanged=scalar_operand(*e.shapes) == "a")
 
     return Function(elementwise, lines)
 
 
 def mul(a: Grid, b: Grid, y: Grid) -> Function:
     """QLinearMul."""
-    return Function(elementwise, lambda reads, codes, shapes: plain.mul(int(codes[0]), int(codes[1]), (a, b, y)))
+    return Function(elementwise, lambda e: plain.mul(e.codes, (a, b, y)))
 
 
 def sigmoid(x: Grid, y: Grid) -> Function:
@@ -124,9 +131,9 @@ def leaky_relu(x: Grid, y: Grid, *, slope: float) -> Function:
 
 
 def _table(name: str, fn: Callable[[Tensor], Tensor], x: Grid, y: Grid) -> Function:
-    def lines(reads: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        code = int(codes[0])
-        result = fn(torch.tensor([float(plain.dequantize(code, x).value)], dtype=torch.float32))
+    def lines(e: Element) -> Lines:
+        (code,) = e.codes
+        result = fn(torch.tensor([float(decode(code, x).value)], dtype=torch.float32))
         return plain.table_entry(code, name, scalar(result), x, y)
 
     return Function(elementwise, lines)
@@ -135,23 +142,14 @@ def _table(name: str, fn: Callable[[Tensor], Tensor], x: Grid, y: Grid) -> Funct
 def concat(xs: Sequence[Grid], y: Grid, *, axis: int) -> Function:
     """QLinearConcat."""
 
-    def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
-        along = axis % len(at)
-        rest = at[along]
-        for operand, shape in enumerate(shapes):
-            if rest < shape[along]:
-                return [Read(operand, (*at[:along], rest, *at[along + 1 :]))]
-            rest -= shape[along]
-        return []
-
-    def lines(found: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        code, x = int(codes[0]), xs[found[0].operand]
+    def lines(e: Element) -> Lines:
+        (code,), x = e.codes, xs[e.reads[0].operand]
         if x.same_as(y):
             return (Line("copy", f"the operand is on the output's grid: {code} stays", code),)
-        decoded = plain.dequantize(code, x)
+        decoded = decode(code, x)
         return (decoded, *plain.quantize(float32(float(decoded.value)), y))
 
-    return Function(reads, lines)
+    return Function(concatenated(axis), lines)
 
 
 def global_average_pool(x: Grid, y: Grid) -> Function:
@@ -160,9 +158,8 @@ def global_average_pool(x: Grid, y: Grid) -> Function:
     def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
         return [Read(0, (*at[:2], *pixel)) for pixel in product(*map(range, shapes[0][2:]))]
 
-    def lines(found: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        numbers = [int(code) for code in codes]
-        return plain.global_mean(numbers, _rows(found, numbers, plain.constants(x)[1]), x, y)
+    def lines(e: Element) -> Lines:
+        return plain.global_mean(e.codes, pixel_rows(e, constants(x)[1]), x, y)
 
     return Function(reads, lines)
 
@@ -178,61 +175,16 @@ def average_pool(
     count_include_pad: bool = False,
 ) -> Function:
     """QLinearAveragePool, with the arguments of `pool.average_pool`."""
-    zero = plain.constants(x)[1]
+    zero = constants(x)[1]
     everything = global_average_pool(x, y).plain
 
-    def lines(found: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        if tuple(shapes[0][2:]) == tuple(kernel) and not any(padding):
-            return everything(found, codes, shapes)
-        numbers = [int(code) for code in codes]
-        count = prod(kernel) if count_include_pad else sum(read.place is not None for read in found)
-        return plain.window_mean(numbers, count, _rows(found, numbers, zero), x, y)
+    def lines(e: Element) -> Lines:
+        if tuple(e.shapes[0][2:]) == tuple(kernel) and not any(padding):
+            return everything(e)
+        count = prod(kernel) if count_include_pad else sum(read.place is not None for read in e.reads)
+        return plain.window_mean(e.codes, count, pixel_rows(e, zero), x, y)
 
-    return Function(_window_reads(kernel, stride, padding, (1,)), lines, outside=zero)
-
-
-def max_pool(
-    *,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int] = (0,),
-    dilation: Sequence[int] = (1,),
-    ceil: bool = False,
-) -> Function:
-    """MaxPool on codes, with the arguments of `pool.max_pool`."""
-
-    def lines(found: Sequence[Read], codes: Sequence[Scalar], shapes: Sequence[Shape]) -> Lines:
-        rows = tuple({"x_at": r.place, "x": int(c)} for r, c in zip(found, codes, strict=True) if r.place is not None)
-        largest = max(int(code) for read, code in zip(found, codes, strict=True) if read.place is not None)
-        return (Line("largest", f"the largest of {len(rows)} codes is {largest}; the grid stays", largest, {}, rows),)
-
-    return Function(_window_reads(kernel, stride, padding, dilation), lines)
-
-
-def _window_reads(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Callable[[Place, Sequence[Shape]], Sequence[Read]]:
-    rank = len(kernel)
-    begins = _each(padding[:rank] if len(padding) == 2 * rank else padding, rank)
-
-    def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
-        found = window(at[2:], shapes[0][2:], kernel, _each(stride, rank), begins, _each(dilation, rank))
-        return [Read(0, None if place is None else (*at[:2], *place)) for _, place in found]
-
-    return reads
-
-
-def _rows(reads: Sequence[Read], codes: Sequence[int], zero: int) -> plain.Rows:
-    """A row for each pixel inside of the image."""
-    return tuple(
-        {"x_at": read.place, "x": code, "term": code - zero}
-        for read, code in zip(reads, codes, strict=True)
-        if read.place is not None
-    )
-
-
-def _each(numbers: Sequence[int], rank: int) -> tuple[int, ...]:
-    return tuple(numbers) * (rank // len(numbers))
+    return Function(window_reads(kernel, stride, padding), lines, outside=zero)
 
 
 ANATOMIES: Mapping[str, Callable[..., Anatomy]] = {

@@ -1,41 +1,25 @@
 """MLAS's arithmetic on one element, line by line, in Python integers and float32 scalars: the slow twin of the kernels here.
 
-fl(·) is one rounding to float32, rint(·) goes to the nearest integer, ties to even. The formulas are those of the modules
-whose names the functions bear.
+The formulas are those of the modules whose names the functions bear; the notation is that of `kernels.lines`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from exactq.kernels.anatomy import Line, Lines
+from exactq.kernels.lines import Rows, add_zero, channel_scale, constants, decode, exactly, multiply, rounding
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
 from exactq.numerics.scalars import float32, fused, scalar, shown
 
-Constants = tuple[np.float32, int]
-"""Scale and zero of a grid that has one of each."""
-
-Rows = tuple[dict[str, Any], ...]
-"""The terms of a line, a row each."""
-
-
-def constants(grid: Grid) -> Constants:
-    """Scale and zero of a per-tensor grid as numbers."""
-    return scalar(scalar_scale(grid)), scalar_zero(grid)
-
 
 def requantize(acc: int, factor: np.float32, y: Grid) -> Lines:
     """clamp(rint(fl(fl(acc) · factor)) + zero): conv, gemm, matmul and the global average (RequantizeOutput)."""
-    rounded = float32(acc)
-    steps = rounded * factor
-    lost = "" if int(rounded) == acc else f"; float32 has 24 bits, so fl({acc}) = {int(rounded)}"
-    text = f"fl(fl({acc}) · {shown(factor)}) = {shown(steps)}{lost}"
-    multiplied = Line("multiply", text, steps, {"accumulator": acc, "rounded": rounded, "multiplier": factor})
-    return (multiplied, *finish(steps, y))
+    multiplied = multiply(acc, factor)
+    return (multiplied, *finish(np.float32(multiplied.value), y))
 
 
 def finish(steps: np.float32, y: Grid) -> Lines:
@@ -49,20 +33,7 @@ def finish(steps: np.float32, y: Grid) -> Lines:
         fate = f"{shown(steps)} is within {low}..{high} and stays"
     else:
         fate = f"{shown(steps)} is outside of {low}..{high}: {shown(held)}"
-    code = int(np.rint(held)) + zero
-    return (
-        Line("clamp", fate, held, {"low": low, "high": high}),
-        rounding(held),
-        Line("zero", f"{int(np.rint(held))} + {zero} = {code}", code, {"zero": zero}),
-    )
-
-
-def rounding(v: np.float32) -> Line:
-    """rint(v), and whether it was a tie."""
-    whole = int(np.rint(v))
-    tie = abs(float(v) - whole) == 0.5
-    text = f"rint({shown(v)}) = {whole}{', a tie: to the even neighbour' if tie else ''}"
-    return Line("round", text, whole, {"tie": tie})
+    return (Line("clamp", fate, held, {"low": low, "high": high}), rounding(held), add_zero(int(np.rint(held)), zero))
 
 
 def round_and_saturate(v: np.float32, y: Grid) -> Lines:
@@ -86,29 +57,6 @@ def output_multiplier(x: Grid, w: Grid, y: Grid, channel: int, alpha: float = 1.
     return Line("multiplier", text, factor, {"input_scale": sx, "weight_scale": sw, "output_scale": sy})
 
 
-def channel_scale(w: Grid, channel: int) -> np.float32:
-    """The scale of an output channel, or the one of all."""
-    return scalar(w.scale.flatten()[channel if w.scale.numel() > 1 else 0])
-
-
-def exactly(value: np.float32) -> str:
-    """A float32 as integer · power of two.
-
-    >>> exactly(np.float32(0.1)), exactly(np.float32(6))
-    ('13421773 · 2^-27', '3 · 2^1')
-    """
-    numerator, denominator = float(value).as_integer_ratio() if np.isfinite(value) else (0, 1)
-    down = numerator & -numerator if denominator == 1 and numerator else 1
-    return f"{numerator // down} · 2^{down.bit_length() - denominator.bit_length()}" if np.isfinite(value) else str(value)
-
-
-def dequantize(code: int, x: Grid) -> Line:
-    """fl(fl(code − zero) · scale)."""
-    scale, zero = constants(x)
-    real = float32(code - zero) * scale
-    return Line("decode", f"fl(({code} − {zero}) · {shown(scale)}) = {shown(real)}", real, {"code": code, "scale": scale})
-
-
 def quantize(real: np.float32, y: Grid) -> Lines:
     """rint(clamp(fl(real / scale))) + zero."""
     scale = scalar(scalar_scale(y))
@@ -119,15 +67,15 @@ def quantize(real: np.float32, y: Grid) -> Lines:
 
 def table_entry(code: int, name: str, result: np.float32, x: Grid, y: Grid) -> Lines:
     """An entry of a table of 256: decoded, a function of the real, encoded."""
-    decoded = dequantize(code, x)
+    decoded = decode(code, x)
     applied = Line(name, f"{name}({shown(decoded.value)}) = {shown(result)} in float32, made once as a table", result)
     return (decoded, applied, *quantize(result, y))
 
 
-def add(a: int, b: int, grids: tuple[Grid, Grid, Grid], *, exchanged: bool) -> Lines:
+def add(codes: Sequence[int], grids: tuple[Grid, Grid, Grid], *, exchanged: bool) -> Lines:
     """QLinearAdd; `exchanged` is the order in which the compiler fused it where the first operand is a scalar."""
     (sa, za), (sb, zb), (sy, zy) = (constants(grid) for grid in grids)
-    ra, rb = sa / sy, sb / sy
+    (a, b), ra, rb = codes, sa / sy, sb / sy
     last, first = ("a", a, za, ra), ("b", b, zb, rb)
     if exchanged:
         last, first = first, last
@@ -154,10 +102,11 @@ def add(a: int, b: int, grids: tuple[Grid, Grid, Grid], *, exchanged: bool) -> L
     return (*lines, *round_and_saturate(v, grids[2]))
 
 
-def mul(a: int, b: int, grids: tuple[Grid, Grid, Grid]) -> Lines:
+def mul(codes: Sequence[int], grids: tuple[Grid, Grid, Grid]) -> Lines:
     """QLinearMul: fl(fl((a − za)·(b − zb) · r) + zy), r = fl(fl(sa·sb) / sy)."""
     (sa, za), (sb, zb), (sy, zy) = (constants(grid) for grid in grids)
-    r, whole = sa * sb / sy, (a - za) * (b - zb)
+    (a, b), r = codes, sa * sb / sy
+    whole = (a - za) * (b - zb)
     scaled = float32(whole) * r
     v = scaled + float32(zy)
     text = f"fl(fl(sa · sb) / sy) = fl(fl({shown(sa)} · {shown(sb)}) / {shown(sy)}) = {shown(r)}, exactly {exactly(r)}"

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
 from exactq.kernels.accumulators import Kernel, Layer, channel_scales, per_axis
+from exactq.kernels.onednn.anatomy import ANATOMIES
+from exactq.kernels.onednn.dispatch import depthwise, reference, runs, undecided
 from exactq.kernels.onednn.isa import SATURATES
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
@@ -74,13 +76,9 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
 
 
 def _matrix_excess(weight: Tensor) -> Kernel | None:
-    """What saturation adds to a linear layer's sums: between 385 and 767 inputs are taken in two runs, and pairs restart there.
-
-    cpu/gemm/s8x8s32 get_k_padd: blocks of 384, but two equal ones where that would leave less than a block (measured).
-    """
+    """What saturation adds to a linear layer's sums."""
     depth = weight.shape[1]
-    first = (depth + 1) // 2
-    if not 384 < depth < 768 or first % 2 == 0:
+    if not (first := _odd(depth)):
         return pairs.matrix_excess(weight)
 
     excess = pairs.matrix_excess(paired(weight))
@@ -91,34 +89,18 @@ def paired(weight: Tensor) -> Tensor:
     """The weights (out, in/groups, …) with a zero wherever a pair ends early: behind an odd number of channels or a run."""
     if weight.ndim > 2:
         return F.pad(weight, (0, 0) * (weight.ndim - 2) + (0, weight.shape[1] % 2))
-    depth = weight.shape[1]
-    first = (depth + 1) // 2
-    return _apart(weight, first) if 384 < depth < 768 and first % 2 else weight
+    first = _odd(weight.shape[1])
+    return _apart(weight, first) if first else weight
+
+
+def _odd(depth: int) -> int:
+    """The length of the first of two runs where a pair ends early, and 0 where none does."""
+    first, *rest = runs(depth)
+    return first if rest and first % 2 else 0
 
 
 def _apart(rows: Tensor, first: int) -> Tensor:
     return torch.cat([rows[..., :first], torch.zeros_like(rows[..., :1]), rows[..., first:]], -1)
-
-
-def reference(shape: Sequence[int], groups: int) -> bool:
-    """Whether AVX2 runs the reference kernel: groups whose channels fill no blocks of 4, but for depthwise images."""
-    vectors = depthwise(shape, groups) and len(shape) < 5
-    return groups > 1 and not vectors and bool(shape[1] % 4 or shape[0] // groups % 4)
-
-
-def undecided(weight: Tensor, groups: int, isa: str) -> bool:
-    """Whether what oneDNN answers is not predicted: with AVX512-VNNI groups of one input and several outputs.
-
-    In rows and images two kernels that round differently run for them, depending on the sizes of image and batch; and for
-    images whose output is one pixel wide, of strides 1 and 2, all rows but the first are wrong by up to 255 codes (torch 2.13).
-    """
-    several = groups > 1 and weight.shape[1] == 1 and weight.shape[0] > groups
-    return isa == "avx512vnni" and several and weight.ndim < 5
-
-
-def depthwise(shape: Sequence[int], groups: int) -> bool:
-    """Whether each of several groups has one input and one output channel."""
-    return groups > 1 and shape[1] == 1 and shape[0] == groups
 
 
 def twice_inverted(scale: Tensor) -> Tensor:
@@ -156,6 +138,7 @@ def _requantization(
 
 
 __all__ = [
+    "ANATOMIES",
     "SATURATES",
     "conv",
     "depthwise",

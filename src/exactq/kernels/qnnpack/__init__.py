@@ -1,6 +1,7 @@
 """The arithmetic of PyTorch's QNNPACK on x86-64 (SSE2), bit for bit: int16 products summed in int32, which never saturate.
 
-b̂ = clip(rint(fl(b · fl(1 / fl(sx·sw)))))        sx·sw in float64, then float32: the bias as int32 codes
+b̂ = rint(fl(b · fl(1 / fl(sx·sw))))              sx·sw in float64, then float32: the bias as int32 codes
+    From 2³¹ on b̂ is 2³¹ − 1 in linear layers and `pointwise` convolutions, and −2³¹ in all others; below −2³¹ it is −2³¹.
 m = fl(fl(sw·sx) · fl(1 / sy))
 y = clamp(sat16(sat16(cvt(fl(fl(acc + b̂)·m))) + zy)), with acc + b̂ in int32 that wraps
 Depthwise convolutions of 3×3×3 pixels round acc·m once, without fl (q8dwconv/mp8x27p-sse2.c; measured).
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, Layer, centred, channel_scales, per_axis
+from exactq.kernels.qnnpack.anatomy import ANATOMIES
+from exactq.kernels.qnnpack.bias import bias_codes, bias_steps, pointwise
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -34,49 +37,61 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     relu: bool = False,
+    real_bias: bool = False,
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel); `bias` float32 reals (out,).
+    `weight` holds signed codes of `w` (out, in/groups, *kernel); `bias` float32 reals (out,). With `real_bias`
+    it is what QNNPACK would answer if it did not round the bias, fl(fl(acc) + fl(b / fl(sx·sw))): what rounding is measured by.
     """
     rank = weight.ndim - 2
-    accumulate = accumulators.convolution(
-        centred(weight, w),
-        _codes(bias, x, w, weight.shape[0]),
-        x=x,
-        stride=per_axis(stride, rank),
-        padding=per_axis(padding, rank) * 2,
-        dilation=per_axis(dilation, rank),
-        groups=groups,
+    places = {
+        "stride": per_axis(stride, rank),
+        "padding": per_axis(padding, rank) * 2,
+        "dilation": per_axis(dilation, rank),
+    }
+    codes = (
+        None
+        if real_bias
+        else bias_codes(bias, x, w, weight.shape[0], saturates=pointwise(weight.shape[2:], places["stride"], places["padding"]))
     )
+    accumulate = accumulators.convolution(centred(weight, w), codes, x=x, **places, groups=groups)  # type: ignore[arg-type]
     cube = weight.shape[1:] == (1, 3, 3, 3) and weight.shape[0] == groups > 1
-    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
+    addend = bias_steps(bias, x, w, weight.shape[0]) if real_bias else None
+    requantize = _requantization(addend, x, w, y, channels=weight.shape[0], rank=rank, relu=relu, once=cube)
     return Layer(accumulate, requantize)
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False) -> Kernel:
-    """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
-    accumulate = accumulators.matrix(centred(weight, w), _codes(bias, x, w, weight.shape[0]), x=x)
-    requantize = _requantization(x, w, y, channels=weight.shape[0], rank=0, relu=relu)
+def linear(
+    weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, real_bias: bool = False
+) -> Kernel:
+    """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in).
+
+    `real_bias` as in `conv`.
+    """
+    channels = weight.shape[0]
+    codes = None if real_bias else bias_codes(bias, x, w, channels, saturates=True)
+    addend = bias_steps(bias, x, w, channels) if real_bias else None
+    accumulate = accumulators.matrix(centred(weight, w), codes, x=x)
+    requantize = _requantization(addend, x, w, y, channels=channels, rank=0, relu=relu)
     return Layer(accumulate, requantize)
 
 
-def _codes(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | None:
-    """The int32 codes of a real bias, as float64: at::quantize_per_tensor or _per_channel to qint32."""
-    if bias is None:
-        return None
-    scale = (channel_scales(w, channels).double() * scalar_scale(x).double()).to(torch.float32)
-    codes = (bias.to(torch.float32) * (1 / scale)).round_().double()
-    return codes.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).clamp_(-(2.0**31), 2.0**31 - 1)
-
-
-def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False) -> Kernel:
+def _requantization(
+    addend: Tensor | None, x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False
+) -> Kernel:
     """From sums to codes; with `once` the product is not rounded to float32 before it is rounded to an integer."""
-    factor = (channel_scales(w, channels) * scalar_scale(x) * (1 / scalar_scale(y))).reshape(-1, *[1] * rank)
+    shape = (-1, *[1] * rank)
+    factor = (channel_scales(w, channels) * scalar_scale(x) * (1 / scalar_scale(y))).reshape(shape)
     finish = packing_to_codes(y, relu=relu)
-    if once:
-        return lambda acc: finish(acc.double() * factor.to(acc.device)).to(torch.float32)
-    return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
+
+    def requantize(acc: Tensor) -> Tensor:
+        v = acc.double() if once else acc.to(torch.float32)
+        if addend is not None:
+            v = v + addend.reshape(shape).to(acc.device)
+        return finish(v * factor.to(acc.device)).to(torch.float32)
+
+    return requantize
 
 
-__all__ = ["adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]
+__all__ = ["ANATOMIES", "adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]

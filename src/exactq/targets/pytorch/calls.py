@@ -102,6 +102,15 @@ class Adaptive:
 
 
 @dataclass(frozen=True, eq=False)
+class Largest:
+    """A max pool of codes: `places` are its kernel, stride, padding and dilation, one number an axis."""
+
+    op: str
+    run: Callable[..., Any]
+    places: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Moved:
     """Codes that `run` moves or selects; padding is with the code of `fill`."""
 
@@ -120,7 +129,7 @@ class Real:
     run: Callable[..., Any]
 
 
-What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Moved | Real
+What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Largest | Moved | Real
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +290,17 @@ def _adaptive(at: _Root) -> Asked | None:
     return Adaptive(x.grid, _each(arguments(at.node)["output_size"], rank)), (x.name,)
 
 
+def _largest(at: _Root) -> Asked | None:
+    x, (run, _), given = operand(at.graph, at.node.all_input_nodes[0]), bind(at.graph, at.node), arguments(at.node)
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    rank = int(op_name(at.node)[-2])
+    kernel = _each(given["kernel_size"], rank)
+    places: dict[str, Any] = {"kernel": kernel, "stride": _each(given["stride"] or kernel, rank)}
+    places |= {name: _each(given[name], rank) for name in ("padding", "dilation")}
+    return Largest(op_name(at.node), run, places), (x.name,)
+
+
 def _moved(at: _Root) -> Asked | None:
     x, (run, _) = operand(at.graph, at.node.all_input_nodes[0]), bind(at.graph, at.node)
     if at.activated or x is None or not x.grid.same_as(at.y):
@@ -298,6 +318,6 @@ _ASKERS: dict[str, Asker] = {
     "aten.cat": _concat,
     **{f"aten.avg_pool{n}d": _average for n in (1, 2, 3)},
     **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2)},
-    **{f"aten.max_pool{n}d": _moved for n in (1, 2, 3)},
+    **{f"aten.max_pool{n}d": _largest for n in (1, 2, 3)},
     **{f"aten.{op}": _moved for op in "view flatten unsqueeze squeeze permute transpose slice constant_pad_nd".split()},
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.graphs.graph import Graph
-from exactq.kernels import aten, fbgemm, onednn, qnnpack
+from exactq.kernels import anatomy, aten, fbgemm, onednn, qnnpack
+from exactq.kernels.accumulators import channel_scales
+from exactq.kernels.anatomy import Anatomy, Held, max_pool
+from exactq.numerics.formats import Grid
+from exactq.numerics.requantization import scalar_scale
 from exactq.targets.lowering import mark_inexact
 from exactq.targets.pytorch.calls import (
     Adaptive,
@@ -19,6 +23,7 @@ from exactq.targets.pytorch.calls import (
     Concat,
     Dequantize,
     Function,
+    Largest,
     Layer,
     Moved,
     Pair,
@@ -31,73 +36,99 @@ from exactq.targets.pytorch.rules import ENGINES, GROUPS
 from exactq.traces import Program, Step
 
 
-def lower(engine: str, graph: Graph, isa: str) -> Program:
+def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) -> Program:
     """The emulator of `graph` on an engine, for an instruction set of `rules.ISAS`.
 
     Steps are named like the graph's nodes: `layer1.0.relu/codes` holds codes. Each step whose bits may differ from the
-    engine's says why in `inexact`.
+    engine's says why in `inexact`. With `biases` it is what the engine would answer if it held biases so: QNNPACK holds them as
+    `int32`, the others as `float32`.
     """
     steps = []
     for call in calls(graph, engine):
-        run, kernel = _kernel(call.what, engine, isa)
-        inexact = call.inexact or _undecided(call.what, kernel, isa)
-        steps.append(Step(call.name, run, call.inputs, kernel, call.grid, inexact, call.covers))
+        made = _made(call.what, engine, isa, biases)
+        inexact = call.inexact or _undecided(call.what, made.kernel, isa)
+        steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
     live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
     return replace(live, steps=tuple(mark_inexact(live.steps)))
 
 
-Made = tuple[Callable[..., Any], str]
-"""A kernel, and its name as `library.operator`."""
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A kernel with its constants in place, its name as `library.operator`, and its anatomy where it makes codes."""
+
+    run: Callable[..., Any]
+    kernel: str
+    anatomy: Anatomy | None = None
 
 
-def _kernel(what: What, engine: str, isa: str) -> Made:
-    qnn = engine == "qnnpack"
+LIBRARIES: Mapping[str, Any] = {"fbgemm": fbgemm, "onednn": onednn, "qnnpack": qnnpack, "quantized": aten}
+"""The name of a library in those of kernels -> its kernels and their anatomies. ATen's operators are called quantized ones."""
+
+PYTORCHS = {"average_pool": "avg_pool", "adaptive_average_pool": "adaptive_avg_pool", "concat": "cat"}
+"""What PyTorch calls an operator, where that is another word than the kernel's."""
+
+
+def _kernel(library: str, operator: str, *constants: Any, **options: Any) -> Made:
+    kernels = LIBRARIES[library]
+    run, anatomy = getattr(kernels, operator), kernels.ANATOMIES[operator]
+    name = f"{library}.{PYTORCHS.get(operator, operator)}"
+    return Made(run(*constants, **options), name, anatomy(*constants, **options))
+
+
+def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
+    own = "qnnpack" if engine == "qnnpack" else "quantized"
     match what:
         case Quantize(y):
-            return aten.quantize_per_tensor(y), "quantized.quantize_per_tensor"
+            return _kernel("quantized", "quantize_per_tensor", y)
         case Dequantize(x):
-            return aten.dequantize(x), "quantized.dequantize"
+            return Made(aten.dequantize(x), "quantized.dequantize")
         case Layer():
-            return _layer(what, engine, isa)
+            return _layer(what, engine, isa, biases)
         case Pair("add", a, b, y, relu):
-            kernel = qnnpack.add(a, b, y, relu=relu) if qnn else aten.add(a, b, y, relu=relu)
-            return _broadcast(kernel), "qnnpack.add" if qnn else "quantized.add"
+            return _broadcast(_kernel(own, "add", a, b, y, relu=relu))
         case Pair(_, a, b, y, relu):
-            return _broadcast(aten.mul(a, b, y, relu=relu)), "quantized.mul"
+            return _broadcast(_kernel("quantized", "mul", a, b, y, relu=relu))
         case Concat(xs, y, axis):
-            return aten.concat(xs, y, axis=axis), "quantized.cat"
+            return _kernel("quantized", "concat", xs, y, axis=axis)
         case Function("sigmoid", x, y):
-            return aten.sigmoid(x, y), "quantized.sigmoid"
+            return _kernel("quantized", "sigmoid", x, y)
         case Function("hardswish", x, y):
-            return (qnnpack if qnn else aten).hardswish(x, y), f"{'qnnpack' if qnn else 'quantized'}.hardswish"
+            return _kernel(own, "hardswish", x, y)
         case Function(_, x, y, slope):
-            return aten.leaky_relu(x, y, slope=slope or 0.0), "quantized.leaky_relu"
+            return _kernel("quantized", "leaky_relu", x, y, slope=slope or 0.0)
         case Average(rank, x, size, stride, padding, counted):
-            if qnn and rank < 3:
-                return qnnpack.average_pool(x, kernel=size, stride=stride, padding=padding), "qnnpack.avg_pool"
-            pool = aten.average_pool(x, kernel=size, stride=stride, padding=padding, count_include_pad=counted, isa=isa)
-            return pool, "quantized.avg_pool"
+            places = {"kernel": size, "stride": stride, "padding": padding}
+            if own == "qnnpack" and rank < 3:
+                return _kernel("qnnpack", "average_pool", x, **places)
+            return _kernel("quantized", "average_pool", x, **places, count_include_pad=counted, isa=isa)
         case Adaptive(x, output):
-            library = qnnpack if qnn else aten
-            return library.adaptive_average_pool(x, output=output), f"{'qnnpack' if qnn else 'quantized'}.adaptive_avg_pool"
+            return _kernel(own, "adaptive_average_pool", x, output=output)
+        case Largest(op, run, places):
+            return Made(run, f"{op} on codes", max_pool(**places))  # type: ignore[arg-type]
         case Moved(op, run, grid, pad, fill):
-            if pad is None:
-                return run, f"{op} on codes"
-            code = float(aten.quantize_per_tensor(grid)(torch.tensor([fill])))
-            return lambda codes: F.pad(codes, pad, value=code), f"{op} on codes"
+            if pad is not None:
+                code = float(aten.quantize_per_tensor(grid)(torch.tensor([fill])))
+                return Made(lambda codes: F.pad(codes, pad, value=code), f"{op} on codes", anatomy.Moved())
+            return Made(run, f"{op} on codes", anatomy.Moved())
         case Real(op, run):
-            return run, op
+            return Made(run, op)
 
 
-def _layer(what: Layer, engine: str, isa: str) -> Made:
+def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     library = ENGINES[engine].libraries[isa][0 if what.rank else 1]
     if engine == "x86" and (what.places.get("groups", 1) > GROUPS or bool(what.w.zero.any())):
         library = "fbgemm"
-    kernels: Any = {"fbgemm": fbgemm, "onednn": onednn, "qnnpack": qnnpack}[library]
-    operator = "conv" if what.rank else "linear"
-    where = {} if library == "qnnpack" else {"isa": isa}
+    bias, where = what.bias, {"isa": isa} if library != "qnnpack" else {"real_bias": biases == "float32"}
+    if bias is not None and biases == "int32" and library != "qnnpack":
+        bias = on_product_grid(bias, what.x, what.w)
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
-    return getattr(kernels, operator)(what.weight, what.bias, **given), f"{library}.{operator}"
+    return _kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
+
+
+def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:
+    """A real bias (channels,) rounded to the int32 codes of its products' grid, as the reals that these stand for."""
+    scale = (scalar_scale(x) * channel_scales(w, bias.numel())).double()
+    return ((bias.double() / scale).round().clamp(-(2.0**31), 2.0**31 - 1) * scale).to(torch.float32)
 
 
 def _undecided(what: What, kernel: str, isa: str) -> str | None:
@@ -108,6 +139,6 @@ def _undecided(what: What, kernel: str, isa: str) -> str | None:
     return None
 
 
-def _broadcast(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def _broadcast(made: Made) -> Made:
     """The kernel on operands of one shape: the loader lays them out so before it calls the engine."""
-    return lambda a, b: kernel(*torch.broadcast_tensors(a, b))
+    return replace(made, run=lambda a, b: made.run(*torch.broadcast_tensors(a, b)))

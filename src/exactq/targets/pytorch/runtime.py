@@ -27,6 +27,7 @@ from exactq.targets.pytorch.calls import (
     Concat,
     Dequantize,
     Function,
+    Largest,
     Layer,
     Moved,
     Pair,
@@ -225,7 +226,7 @@ def _bound(what: What) -> tuple[str, Callable[..., Any]]:
         case Moved("aten.constant_pad_nd" as op, run):
             # Quantized copies of images with three axes work in plain order alone (torch 2.13).
             return op.removeprefix("aten."), lambda x: run(x.contiguous())
-        case Moved(op, run):
+        case Largest(op, run) | Moved(op, run):
             return op.removeprefix("aten."), lambda x: run(_dense(x))
         case Real(op, run):
             return op, run
