@@ -47,7 +47,7 @@ class Rewriting:
     """
 
     def __init__(self, model: fx.GraphModule, ask: Ask) -> None:
-        self.ask, self.original = ask, dict(model.named_modules())
+        self.ask, self.original = ask, dict(model.named_modules(remove_duplicate=False))
         self.found: dict[str, Used] = {}
         self.weights: dict[str, WeightGrid] = {}
         self.spots: dict[str, str] = {}
@@ -82,7 +82,7 @@ class Rewriting:
         if module is not None and (fakes(module) or observes(module)):
             (source,) = node.args
             assert isinstance(source, fx.Node)
-            if self._constant(source):
+            if _constant(source):
                 name, value = self._layer(node), self._value(source)
                 found = self.found[f"{name}.weight"] = self.ask(module, f"{name}.weight", value)
                 self._weight(node, name, *coded(value, found, name))
@@ -92,7 +92,7 @@ class Rewriting:
             if found.axis is not None:
                 raise ModelError(f"the activation `{name}` has a scale for each channel: kernels take one for the tensor")
             self._mark(node, source, Place(float(found.scale), int(found.zero), found.lo, found.hi, name))
-        elif node.target in QUANTIZE and not self._constant(node):
+        elif node.target in QUANTIZE and not _constant(node):
             given: Any = node.args
             read, scale, zero, lo, hi, _ = given
             self._mark(node, read, Place(scale, zero, lo, hi, self.names[read]))
@@ -114,7 +114,7 @@ class Rewriting:
         """A dequantize node: of codes that are constant, or behind a mark."""
         if node.target not in DEQUANTIZE:
             return
-        if not self._constant(node):
+        if not _constant(node):
             with self.graph.inserting_after(node):
                 real = self.graph.call_function(DECODED, (node.args[0],))
             node.replace_all_uses_with(real)
@@ -167,14 +167,6 @@ class Rewriting:
             )
         return self.names[reader]
 
-    def _constant(self, node: fx.Node) -> bool:
-        """Whether a node is computed from the module's own tensors alone."""
-        return node.op == "get_attr" or (
-            node.op in ("call_function", "call_module")
-            and bool(node.all_input_nodes)
-            and all(self._constant(n) for n in node.all_input_nodes)
-        )
-
     def _value(self, node: fx.Node) -> Any:
         """What a constant node computes."""
         if node.op == "get_attr":
@@ -193,9 +185,9 @@ class Rewriting:
         if given["training"]:
             raise UsageError("batch normalization is in training mode: torchao's move_exported_model_to_eval(model) first")
         read, bias = given["input"], None
-        if read.target is aten.add.Tensor and self._constant(read.args[1]):
+        if read.target is aten.add.Tensor and _constant(read.args[1]):
             read, bias = read.args[0], self._value(read.args[1]).flatten()
-        if read.target is not aten.div.Tensor or not self._constant(read.args[1]):
+        if read.target is not aten.div.Tensor or not _constant(read.args[1]):
             return
         conv, scale = read.args[0], self._value(read.args[1]).flatten()
         if op_name(conv).removeprefix("aten.") not in _COMPUTE or len(conv.users) != 1:
@@ -213,11 +205,17 @@ class Rewriting:
         norm.replace_all_uses_with(conv)
 
 
+def _constant(node: fx.Node) -> bool:
+    """Whether a node is computed from the module's own tensors alone."""
+    computed = node.op in ("call_function", "call_module") and bool(node.all_input_nodes)
+    return node.op == "get_attr" or computed and all(_constant(n) for n in node.all_input_nodes)
+
+
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:
     """The name of each value: a module's path for its layer or only operator, else path.operator, as capture names them."""
     names: dict[fx.Node, str] = {}
     taken: set[str] = set()
-    calls = [n for n in graph.nodes if n.op == "call_function" and op_name(n).startswith("aten.")]
+    calls = [n for n in graph.nodes if n.op == "call_function" and op_name(n).startswith("aten.") and not _constant(n)]
     stacks = {n: _stack(n) for n in calls}
     count = Counter(path for path, _ in stacks.values())
     for node in graph.nodes:
