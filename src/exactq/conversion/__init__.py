@@ -1,4 +1,4 @@
-"""Models that others' code quantized or prepared, as ours: torch.ao in eager and FX mode."""
+"""Models that others' code quantized or prepared, as ours: torch.ao in eager and FX mode, torchao's PT2E."""
 
 from exactq.conversion.foreign import Foreign, foreign, is_foreign
 from exactq.conversion.prepared import Jump

@@ -17,16 +17,21 @@ from torch.ao.quantization import DeQuantStub
 
 from exactq.conversion import graphmode, runtimes
 from exactq.conversion.converted import is_converted, stand_in
-from exactq.conversion.fakequant import Used, fakes, observes, stop_observing
+from exactq.conversion.exported import Rewriting, is_exported
+from exactq.conversion.fakequant import Used, fakes, observes, stop_observing, used
 from exactq.conversion.given import Given, WeightGrid, given
 from exactq.conversion.prepared import Jump, activation, is_layer, is_prepared, jump, layer
 from exactq.conversion.standins import Decode, Layer, Mark, Place
 from exactq.errors import ModelError, UsageError
 from exactq.graphs.graph import Graph
+from exactq.graphs.qdq import DEQUANTIZE
 from exactq.quantized import Quantized
 from exactq.sources.capture import capture
 from exactq.targets import target_named
 from exactq.targets.target import Runtime, Target
+
+EXPORTED = "onnxruntime"
+"""The target of PT2E graphs, which are made for no engine of PyTorch's, unless another is named."""
 
 Kind = Literal["prepared", "converted"]
 Mode = Literal["eager", "fx", "pt2e"]
@@ -59,11 +64,11 @@ def _quantizes(module: nn.Module) -> bool:
     """Whether an FX graph quantizes by itself."""
     if not isinstance(module, fx.GraphModule):
         return False
-    return any(n.target is torch.quantize_per_tensor for n in module.graph.nodes)
+    return any(n.target is torch.quantize_per_tensor or n.target in DEQUANTIZE for n in module.graph.nodes)
 
 
 def foreign(model: nn.Module, example_inputs: Sequence[Tensor], *, target: str | None = None) -> Foreign:
-    """The model as ours. `target` None: the engine that PyTorch is set to, `torch.backends.quantized.engine`.
+    """The model as ours. `target` None: the engine that PyTorch is set to, `torch.backends.quantized.engine`; PT2E: `EXPORTED`.
 
     Raises `ModelError` where nothing in it is quantized, where it was prepared but never calibrated, and for parts that are not
     read, by their place; `UsageError` for a model in training mode.
@@ -77,6 +82,8 @@ def foreign(model: nn.Module, example_inputs: Sequence[Tensor], *, target: str |
         (name for name, m in model.named_modules() if m.training and isinstance(m, _RESTLESS) and not is_converted(m)), None
     ):
         raise UsageError(f"`{name}` is in training mode: call eval() first, so that normalization and dropout stand still")
+    if isinstance(model, fx.GraphModule) and is_exported(model):
+        return _exported(model, example_inputs, *target_named(target or EXPORTED))
     chosen, isa = target_named(target or torch.backends.quantized.engine)
     if any(is_converted(m) or _quantizes(m) for m in model.modules()):
         return _converted(model, example_inputs, chosen, isa)
@@ -92,6 +99,22 @@ def _converted(model: nn.Module, inputs: Sequence[Tensor], target: Target, isa: 
     traced, spots = _traced(model, leaves, {})
     made = _given(traced, inputs, target, isa, by="by the quantized module")
     return Foreign("converted", _mode(model), made.quantized, runtimes.converted(model, target.name, spots, made.names))
+
+
+def _exported(model: fx.GraphModule, inputs: Sequence[Tensor], target: Target, isa: str) -> Foreign:
+    rewritten = Rewriting(model, used)
+    converted = _quantizes(model)
+    marked = capture(rewritten.module, inputs, batch=rewritten.free)
+    constants = marked.constants
+    weights = {name: grid for name, grid in rewritten.weights.items() if name in constants}
+    by = "by the quantized graph" if converted else "by the fake quantization"
+    made = given(marked, weights, target=target, isa=isa, by=by, rounded_in_training=converted)
+    spots = {"": rewritten.spots}
+    if converted:
+        return Foreign("converted", "pt2e", made.quantized, runtimes.converted(model, target.name, spots, made.names))
+    jumps = tuple(j for name, u in rewritten.found.items() if (j := jump(name, u)) is not None)
+    runtime = runtimes.prepared(_standing_still(model), target.name, spots, made.names, made.inputs)
+    return Foreign("prepared", "pt2e", made.quantized, runtime, jumps)
 
 
 def _prepared(model: nn.Module, inputs: Sequence[Tensor], target: Target, isa: str) -> Foreign:

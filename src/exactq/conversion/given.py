@@ -233,7 +233,9 @@ def _slots(graph: Graph, placing: _Placing, weights: Mapping[str, WeightGrid], a
                 _refuse_zeros(w, weights[w].grid, ability)
                 slots[w] = _weight(weights[w], by)
                 if bias is not None:
-                    slots[graph.name(bias)] = _bias(x, w, ability, coded=x in placing.grids)
+                    made = graph.name(node)
+                    whole = x in placing.grids and (made in placing.grids or patterns.get(made) in placing.grids)
+                    slots[graph.name(bias)] = _bias(x, w, ability, coded=whole)
     return slots
 
 
@@ -277,5 +279,5 @@ def _bias(x: str, w: str, ability: Ability, *, coded: bool) -> Slot:
     if ability.rounds_bias:
         return Float(f"{ability.target} is handed the real and rounds it itself")
     if not coded:
-        return Float("its layer reads reals")
+        return Float("its layer reads or makes reals")
     return Product((x, w), INT32, "added to the accumulator, so it lives on the grid of the products")

@@ -75,7 +75,7 @@ def layer(module: Any, name: str, place: Place | None) -> tuple[Layer, Used]:
         faked = (getattr(module, "qconfig", None) or inner.qconfig).weight()
     found = used(faked, f"{name}.weight", weight)
     places = convolution_places(inner, name) if isinstance(inner, _CONVOLUTIONS) else None
-    return Layer(Weights(*_coded(weight, found, name), bias), places, relu=relu, place=place), found
+    return Layer(Weights(*coded(weight, found, name), bias), places, relu=relu, place=place), found
 
 
 def _folded(module: Any) -> tuple[Tensor, Tensor | None]:
@@ -91,7 +91,7 @@ def _folded(module: Any) -> tuple[Tensor, Tensor | None]:
     return weight * scale.reshape([-1] + [1] * (weight.ndim - 1)), folded
 
 
-def _coded(weight: Tensor, found: Used, name: str) -> tuple[Tensor, WeightGrid]:
+def coded(weight: Tensor, found: Used, name: str) -> tuple[Tensor, WeightGrid]:
     """The codes whose reals fake quantization made of a weight, or that convert's quantizer makes: rne(fl(w·fl(1/s))) + z."""
     if found.lo < INT8.lo or found.hi > INT8.hi:
         raise ModelError(f"`{name}.weight` is trained with codes of {found.lo}..{found.hi}: weights are int8 on every target")

@@ -38,10 +38,10 @@ def converted(
         kept: Trace = {}
 
         def see(name: str, value: Any) -> None:
-            if not isinstance(value, Tensor) or not value.is_quantized:
+            if not isinstance(value, Tensor) or not (value.is_quantized or value.dtype in (torch.int8, torch.uint8)):
                 return
-            known, shift = rename.get(name, (name, 128 if value.dtype == torch.qint8 else 0))
-            codes = (value.int_repr().to(torch.int16) + shift).to(torch.uint8)
+            known, shift = rename.get(name, (name, 128 if value.dtype in (torch.qint8, torch.int8) else 0))
+            codes = ((value.int_repr() if value.is_quantized else value).to(torch.int16) + shift).to(torch.uint8)
             kept.setdefault(f"{known}/codes", codes)
 
         with _seen(module, spots, see), _running(target):
