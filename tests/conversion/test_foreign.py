@@ -20,7 +20,7 @@ from exactq.graphs.qdq import CODES
 from exactq.plans.plan import Fixed, FixedChannels
 from exactq.traces import trace
 
-SHORT = (("eager", "fbgemm"), ("fx", "qnnpack"))
+SHORT = (("fx", "fbgemm"),)
 CASES = [
     pytest.param(mode, engine, marks=() if (mode, engine) in SHORT else pytest.mark.slow)
     for mode in ("eager", "fx")
@@ -81,6 +81,7 @@ def test_a_trained_model_is_deployed_on_the_grids_that_it_used(mode: str, engine
     assert any(jump.name == "stem.weight" for jump in theirs.jumps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "fx"])
 def test_both_forms_of_a_model_have_the_same_names(mode: str) -> None:
     model = prepared(mode, "qnnpack", trained=True)

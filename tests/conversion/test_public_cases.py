@@ -35,7 +35,10 @@ def outcome(case: Case, target: str | None = None) -> tuple[int, int, Foreign]:
     return int((jumped != trained).sum()), int((deployed != trained).sum()), theirs
 
 
-@pytest.mark.parametrize("engine", ["fbgemm", "x86", "qnnpack"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", pytest.param("x86", marks=SLOW), pytest.param("qnnpack", marks=SLOW)])
 def test_95785_the_ramp(engine: str) -> None:
     case = public_cases.ramp(engine)
     with torch.no_grad(), on_engine(engine):
@@ -58,7 +61,12 @@ def test_95785_on_an_engine_that_takes_no_affine_weights_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("engine", "target", "share"),
-    [("fbgemm", None, 0.146), ("x86", None, 0.146), ("onednn", None, 0.296), ("qnnpack", "x86", 0.97)],
+    [
+        ("fbgemm", None, 0.146),
+        pytest.param("x86", None, 0.146, marks=SLOW),
+        pytest.param("onednn", None, 0.296, marks=SLOW),
+        ("qnnpack", "x86", 0.97),
+    ],
 )
 def test_88800_the_image(engine: str, target: str | None, share: float) -> None:
     case = public_cases.pointwise(engine)

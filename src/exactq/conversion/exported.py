@@ -216,7 +216,9 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
     names: dict[fx.Node, str] = {}
     taken: set[str] = set()
     calls = [n for n in graph.nodes if n.op == "call_function" and op_name(n).startswith("aten.") and not _constant(n)]
-    stacks = {n: _stack(n) for n in calls}
+    # What stands between a layer and its normalization is folded away: it must not count in the names of others.
+    between = {n for c in calls if op_name(c) == "aten.batch_norm" and _divided(c) is not None for n in _between(c)}
+    stacks = {n: _stack(n) for n in calls if n not in between}
     count = Counter(path for path, _ in stacks.values())
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -231,7 +233,7 @@ def _names(graph: fx.Graph) -> dict[fx.Node, str]:
         names[node] = unique(word, taken)
         taken.add(names[node])
     # A layer's normalization is folded into it: both forms of the model call the result by the layer's name.
-    for node in calls:
+    for node in stacks:
         if op_name(node) == "aten.batch_norm" and (layer := _divided(node)) is not None:
             names[node] = names[layer]
     return names
@@ -243,6 +245,12 @@ def _divided(norm: fx.Node) -> fx.Node | None:
         read = read.args[0]
     behind: Any = read.args[0] if read.target is aten.div.Tensor else None
     return behind if isinstance(behind, fx.Node) and op_name(behind).removeprefix("aten.") in _COMPUTE else None
+
+
+def _between(norm: fx.Node) -> list[fx.Node]:
+    """The division and the addition in front of a normalization."""
+    read: Any = norm.args[0]
+    return [read, read.args[0]] if read.target is aten.add.Tensor else [read]
 
 
 def _stack(node: fx.Node) -> tuple[str, str]:
