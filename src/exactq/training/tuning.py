@@ -136,7 +136,8 @@ def tune(
         raise UsageError("held_out is 0, so nothing chooses the best epoch: hold a share out, or give `evaluate`")
     with _surroundings(course):
         loop = _Loop(start, method(start), course, objective, train, held, evaluate, watch)
-        loop.resume(state_path, _job(start, course, objective, train) if state_path is not None else "")
+        job = _job(start, loop.simulation, course, objective, train) if state_path is not None else ""
+        loop.resume(state_path, job)
         loop.run(progress, save_every)
     note = f"weights and biases were fine-tuned on the plan's grids by {objective.name}: epoch {loop.best} of {course.epochs}"
     model = deployed(quantized, loop.simulation.finish(loop.best_state), *([note] if loop.best else []))
@@ -160,7 +161,7 @@ def deployed(quantized: Q, finished: Finished, *notes: str) -> Q:
         if node.op == "get_attr" and (value := finished.constants.get(edit.value(node))) is not None:
             edit.set_constant(node, value)
     graph = edit.freeze()
-    applied = apply(graph, pinned(quantized.plan, graph, finished.grids), {})
+    applied = apply(graph, pinned(quantized.plan, graph, finished.grids), {}, given=finished.weights)
     changes: dict[str, Any] = {"float_graph": graph, "graph": applied.graph, "notes": (*applied.notes, *notes)}
     return replace(quantized, **changes)
 
@@ -366,8 +367,8 @@ def _features(start: Start) -> tuple[str, ...]:
     return tuple(name for name, slot in start.plan.slots.items() if isinstance(slot, Own) and name in calls)
 
 
-def _job(start: Start, course: Course, objective: Objective, train: Split) -> str:
-    """The hash of what a training depends on: weights, grids, plan, settings, the first batch and the number of samples."""
+def _job(start: Start, simulation: Simulation, course: Course, objective: Objective, train: Split) -> str:
+    """The hash of what a training depends on: weights, grids, plan, way, settings, first batch and number of samples."""
     first = next(iter(train))
     tensors = dict(start.trained)
     for name, at in start.grids.items():
@@ -375,7 +376,8 @@ def _job(start: Start, course: Course, objective: Objective, train: Split) -> st
     tensors |= {f"input {position}": x for position, x in enumerate(first.inputs)}
     tensors |= {"labels": first.labels} if first.labels is not None else {}
     samples = train.samples if isinstance(train, Indexed) else -1
-    return cache.key(cache.digest(tensors), samples, repr(course), objective.name, document.to_yaml(start.plan))
+    settings = (simulation.name, repr(course), objective.name, document.to_yaml(start.plan))
+    return cache.key(cache.digest(tensors), samples, *settings)
 
 
 @contextmanager
