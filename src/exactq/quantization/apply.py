@@ -96,8 +96,9 @@ class _Layer:
 def apply(graph: Graph, plan: Plan, states: Mapping[str, Any], *, given: Mapping[str, Grid] | None = None) -> Applied:
     """The float graph on the plan's grids; `states` is what `calibrate` returned for this very graph and plan.
 
-    A weight in `given` lives on that grid, whatever the plan's observer would say. The plan has to fit the graph (`quantization.fit.plan_fits`). Raises `ModelError` for weights that have no grid, and
-    `UsageError` for a given grid on which the accumulator could overflow.
+    A weight in `given` lives on that grid, whatever the plan's observer would say. The plan has to fit the graph
+    (`quantization.fit.plan_fits`). Raises `ModelError` for weights that have no grid, and `UsageError` for a given grid on
+    which the accumulator could overflow.
     """
     notes: list[str] = []
     edit = Edit(graph)

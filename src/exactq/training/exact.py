@@ -46,7 +46,7 @@ def exact(start: Start, lower: Lower, *, gradient: Method = straight_through) ->
             if not whole:
                 return Passed(walk(program, inputs), {})
             reals = _reals(program, inputs)
-        return simulation.forward(state, inputs, keep, reals if given is None else reals | given)
+        return simulation.forward(state, inputs, keep, reals | dict(given or {}))
 
     return replace(simulation, name=f"exact, {simulation.name}", forward=forward)
 

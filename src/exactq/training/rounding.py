@@ -11,6 +11,7 @@ PyTorch's own fake quantization multiplies by 1/s, which puts ties elsewhere tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,6 +84,59 @@ def fake_quantize_bias(bias: Tensor, x: Grid, w: Grid) -> Tensor:
 
 def _passed(x: Tensor, y: Tensor, inside: Tensor) -> Tensor:
     return _StraightThrough.apply(x, y, inside)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A grid, and the tensors through which it learns: its scales, its zeros as reals; None where it does not.
+
+    `share` is what their gradients are multiplied with.
+    """
+
+    grid: Grid
+    step: Tensor | None = None
+    zero: Tensor | None = None
+    share: float = 1.0
+
+
+class _LearnedRounding(torch.autograd.Function):
+    """y in place of x, with gradients for x, the scale and the zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor | None, y: Tensor, inside: Tensor, at: Learned) -> Tensor:
+        ctx.save_for_backward(x, y, inside)
+        ctx.at = at
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, y, inside), at, g = ctx.saved_tensors, ctx.at, grads[0]
+        passes, scale = g * inside, at.grid.scale
+        per_scale = (g * y).sub_(passes * x).sum_to_size(scale.shape).div_(scale).mul_(at.share)
+        per_zero = None
+        if at.zero is not None:
+            per_zero = (passes - g).sum_to_size(scale.shape).mul_(scale).mul_(at.share)
+        return passes, per_scale, per_zero, None, None, None
+
+
+def learned_quantize(x: Tensor, at: Learned) -> Tensor:
+    """As `fake_quantize`, with a gradient for the scale s and the zero z too.
+
+    dy/ds = rint(x/s) − x/s where nothing was clamped, else the end's code less the zero (LSQ, Esser et al. 2020, arXiv
+    1902.08153). dy/dz = 0 where nothing was clamped, else −s, as if the zero had not been rounded (LSQ+, Bhalgat et al. 2020,
+    arXiv 2004.09576, whose offset is −s·z).
+
+    >>> from exactq.quantization.ranges import grid
+    >>> from exactq.numerics.formats import UINT2
+    >>> step = torch.tensor(0.5, requires_grad=True)
+    >>> learned_quantize(torch.tensor([0.625, 9.0]), Learned(grid(0.0, 1.5, UINT2), step)).sum().backward()
+    >>> step.grad.item()  # (1 − 1.25) + 3
+    2.75
+    """
+    if at.step is None:
+        return fake_quantize(x, at.grid)
+    y, inside = rounded(x, at.grid)
+    return _LearnedRounding.apply(x, at.step, at.zero, y, inside, at)
 
 
 class _Substitute(torch.autograd.Function):

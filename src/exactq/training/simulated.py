@@ -207,6 +207,7 @@ def grid_of(name: str, weight: Weight, trained: Mapping[str, Tensor], grids: Map
 
 
 def base_of(graph: Graph, node: fx.Node) -> str:
+    """The value or edge whose codes a quantize node makes."""
     return graph.name(node).removesuffix(CODES)
 
 

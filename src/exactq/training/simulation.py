@@ -70,7 +70,8 @@ class Forward(Protocol):
 
     def __call__(
         self, state: State, inputs: Sequence[Tensor], keep: Collection[str] = (), given: Mapping[str, Tensor] | None = None
-    ) -> Passed: ...
+    ) -> Passed:
+        """The pass."""
 
 
 @dataclass(frozen=True)

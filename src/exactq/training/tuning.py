@@ -231,7 +231,7 @@ class _Loop:
                     self.done += 1
                     continue
                 step = self.epoch * self.per_epoch + self.done
-                rate = rate_at(step, self.steps, self.course.rate)
+                rate = rate_at(step, self.steps, self.course.rate, self.course.warmup)
                 loss = self._step(batch, step, rate)
                 if (step + 1) % save_every == 0 or perf_counter() - self.saved > SAVE_SECONDS:
                     self._save()
@@ -248,7 +248,7 @@ class _Loop:
             self._score(mean)
             if progress is not None:
                 at, line = self.epoch * self.per_epoch, self.history[-1]
-                rate = rate_at(at - 1, self.steps, self.course.rate)
+                rate = rate_at(at - 1, self.steps, self.course.rate, self.course.warmup)
                 progress(Moment(at, self.steps, self.epoch, mean, rate, line.score, line.metric))
 
     def _tired(self) -> bool:
