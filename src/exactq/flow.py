@@ -231,7 +231,5 @@ def train(
             raise unknown("field of a training course", name, known)
     goal, settings = OBJECTIVES[objective], Course(**course)
     way = method_named(method, quantized.lower)
-    tuned = tune(
-        quantized, loader, course=settings, objective=goal, method=way, progress=progress, state_path=state_path
-    )
+    tuned = tune(quantized, loader, course=settings, objective=goal, method=way, progress=progress, state_path=state_path)
     return tuned.quantized

@@ -72,6 +72,7 @@ Rule = Computes | Makes | Passes | Activates
 class Ability:
     """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate.
 
+    `narrow` are formats of activations that kernels read, and whose ends the target's files put behind the kernel that makes them.
     `bias` is the format in which kernels add a bias to their products, on the products' grid; None where they add the real.
     `pairs` is the weight observer that certifies the pairs which these kernels form.
     """
@@ -86,4 +87,5 @@ class Ability:
     stored_bits: Mapping[int, int]
     """Weight bits -> the bits that the artifact stores for each, where the runtime's kernels know no narrower type."""
     bias: Format | None = INT32
+    narrow: tuple[Format, ...] = ()
     pairs: str = "pairsafe"

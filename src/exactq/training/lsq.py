@@ -78,9 +78,7 @@ def lsq(start: Start, *, refresh: int = REFRESH) -> Simulation:
         return settle(State({name: value.requires_grad_() for name, value in trained.items()}, {}))
 
     def activation_grids(state: State) -> dict[str, Grid]:
-        return {
-            name: _grid(name, learned[name], state) if name in learned else start.grids[name] for name in model.activations
-        }
+        return {name: _grid(name, learned[name], state) if name in learned else start.grids[name] for name in model.activations}
 
     def all_grids(state: State) -> dict[str, Grid]:
         with torch.no_grad():
