@@ -220,8 +220,9 @@ def train(
 
     `loader` gives batches of inputs, or of (inputs, labels), and is gone through more than once. `method` is a name of
     `training.methods.METHODS`: fake quantization (`straight_through`), learned steps (`lsq`), or the runtime's own integers
-    (`exact`, `exact_lsq`). `objective` is a name of `training.objectives.OBJECTIVES`; `course` has the fields of `training.courses.Course`, such as `epochs`. With
-    `state_path` a killed training goes on where it was. The best epoch on held-out batches comes back.
+    (`exact`, `exact_lsq`). `objective` is a name of `training.objectives.OBJECTIVES`; `course` has the fields of
+    `training.courses.Course`, such as `epochs`. With `state_path` a killed training goes on where it was. The best epoch on
+    held-out batches comes back.
     """
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)

@@ -204,15 +204,14 @@ class _Writer:
         base = name.removesuffix(CODES)
         scale = self.sheet.constant(f"{base}/scale", q.grid.scale.numpy())
         zero = self.sheet.constant(f"{base}/zero", q.grid.zero.to(q.grid.format.dtype).numpy())
-        narrow = stored(q.grid).format != q.grid.format
-        codes = f"{name}/{STORED}" if narrow else name
-        self.sheet.sizes[codes] = self.sheet.sizes[name]
-        self.sheet.as_rows("QuantizeLinear", [self.names[source], scale, zero], codes)
-        self.sheet.shaped(codes)
-        if narrow:  # QuantizeLinear saturates where uint8 ends, and no earlier
-            ends = (q.grid.format.lo, q.grid.format.hi)
-            bounds = [self.sheet.constant(f"{base}/{end}", np.array(n, np.uint8)) for end, n in zip(("lo", "hi"), ends)]
-            self.sheet.add("Clip", [codes, *bounds], name)
+        fmt = q.grid.format
+        made = name if stored(q.grid).format == fmt else f"{name}/{STORED}"
+        self.sheet.sizes[made] = self.sheet.sizes[name]
+        self.sheet.as_rows("QuantizeLinear", [self.names[source], scale, zero], made)
+        self.sheet.shaped(made)
+        if made != name:  # QuantizeLinear saturates where uint8 ends, and no earlier
+            bounds = [self.sheet.constant(f"{base}/{end}", np.uint8(n)) for end, n in (("lo", fmt.lo), ("hi", fmt.hi))]
+            self.sheet.add("Clip", [made, *bounds], name)
 
     def _dequantize(self, node: fx.Node, dq: QuantizeNode) -> None:
         codes = self.names[dq.source]
