@@ -210,7 +210,7 @@ def train(
     quantized: Quantized,
     loader: Loader,
     *,
-    method: str = "straight_through",
+    method: str = "exact",
     objective: str = "distillation",
     progress: Callable[[Moment], None] | None = None,
     state_path: Path | None = None,
@@ -219,10 +219,10 @@ def train(
     """`quantized` fine-tuned through its own rounding: the same plan, names and files.
 
     `loader` gives batches of inputs, or of (inputs, labels), and is gone through more than once. `method` is a name of
-    `training.methods.METHODS`: fake quantization (`straight_through`), learned steps (`lsq`), or the runtime's own integers
-    (`exact`, `exact_lsq`). `objective` is a name of `training.objectives.OBJECTIVES`; `course` has the fields of
-    `training.courses.Course`, such as `epochs`. With `state_path` a killed training goes on where it was. The best epoch on
-    held-out batches comes back.
+    `training.methods.METHODS`: the runtime's own integers (`exact`), with learned steps (`exact_lsq`), or fake quantization
+    (`straight_through`, `lsq`), which is faster. `objective` is a name of `training.objectives.OBJECTIVES`; `course` has the
+    fields of `training.courses.Course`, such as `epochs`. With `state_path` a killed training goes on where it was. The best
+    epoch on held-out batches comes back.
     """
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)

@@ -22,10 +22,10 @@ from exactq.runs.wishes import Wishes
 from exactq.runs.workplace import Workplace
 from exactq.traces import walk
 from exactq.training.courses import Course
+from exactq.training.methods import method_named
 from exactq.training.objectives import LABELS, MATCHING, OBJECTIVES, Objective
 from exactq.training.samples import batches_in, divided
 from exactq.training.simulation import Method
-from exactq.training.straight_through import straight_through
 from exactq.training.tuning import Diverged, Moment, tune
 from exactq.training.unquantized import unquantized
 
@@ -39,12 +39,16 @@ FACTS = "training.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained on, towards what, and how; `source` says which of the dataset's samples these are."""
+    """What is trained on, towards what, and how; `source` says which of the dataset's samples these are.
+
+    `method` is a name of `training.methods.METHODS`.
+    """
 
     split: Split
     source: str
     objective: Objective
     course: Course
+    method: str
 
     @property
     def samples(self) -> int | None:
@@ -75,7 +79,7 @@ def training_for(asked: Wishes, dataset: Dataset, *, outputs_matter: bool) -> Tr
         objective = MATCHING if outputs_matter else OBJECTIVES["distillation"]
     epochs = asked.epochs or _epochs(split)
     course = Course(epochs=epochs, patience=PATIENCE, seed=asked.seed, threads=torch.get_num_threads())
-    return Training(split, source, objective, course)
+    return Training(split, source, objective, course, asked.method)
 
 
 def _epochs(split: Split) -> int:
@@ -91,7 +95,8 @@ def trained(
 
     A training that diverges is no error of the run: the model comes back as it was, and the facts say why.
     """
-    return _stage(work, "tuned", quantized, artifact, training, dataset, metric, run, straight_through)
+    method = method_named(training.method, quantized.lower)
+    return _stage(work, "tuned", quantized, artifact, training, dataset, metric, run, method)
 
 
 def float_twin(
@@ -126,14 +131,15 @@ def _stage(
         {} if first.labels is None else {"labels": first.labels}
     )
     job = (hashlib.sha256(artifact).hexdigest(), repr(course), training.objective.name, training.samples or -1, metric.name)
-    key = cache.key(name, *job, cache.digest(seen))
+    key = cache.key(name, training.method, *job, cache.digest(seen))
+    state = "float-training" if method is unquantized else "training"
 
     def watch(model: Run, held: Split) -> float:
         return measure(metric, model, held, reference=run)
 
     def make(folder: Path) -> None:
         failed, history, best, made = None, [], 0, quantized
-        with work.talk.track("train" if method is straight_through else "train float", _steps(training)) as advance:
+        with work.talk.track("train float" if method is unquantized else "train", _steps(training)) as advance:
             try:
                 tuned = tune(
                     quantized,
@@ -143,15 +149,16 @@ def _stage(
                     method=method,
                     watch=watch,
                     progress=_counted(advance, metric.name),
-                    state_path=work.file("training" if method is straight_through else "float-training", key, ".safetensors"),
+                    state_path=work.file(state, key, ".safetensors"),
                 )
                 made, best, history = tuned.quantized, tuned.best, [asdict(epoch) for epoch in tuned.history]
             except Diverged as error:
                 failed = str(error)
         made.save(folder)
-        described = {"objective": training.objective.name, "data": training.source, "samples": training.samples}
+        described = {"method": training.method, "objective": training.objective.name, "data": training.source}
         settings = {"epochs": course.epochs, "batch": course.batch, "rate": course.rate, "held_out": course.held_out}
-        write_json(folder / FACTS, {**described, **settings, "best": best, "history": history, "failed": failed})
+        facts = {**described, "samples": training.samples, **settings, "best": best, "history": history, "failed": failed}
+        write_json(folder / FACTS, facts)
 
     def read(folder: Path) -> Trained:
         try:

@@ -119,7 +119,7 @@ def tune(
     state_path: Path | None = None,
     save_every: int = 100,
 ) -> Tuned[Q]:
-    """`quantized` with weights and biases trained on its grids; plan, names and observers are the same.
+    """`quantized` with weights and biases, and with some methods the grids, trained; plan, names and observers are the same.
 
     An epoch is scored by `evaluate(run)`, more is better, or by the negative loss on what the course holds out; `watch(run,
     held)` finds one more number on the latter, for people. With `state_path` the state is written there every `save_every`
@@ -139,8 +139,14 @@ def tune(
         job = _job(start, loop.simulation, course, objective, train) if state_path is not None else ""
         loop.resume(state_path, job)
         loop.run(progress, save_every)
-    note = f"weights and biases were fine-tuned on the plan's grids by {objective.name}: epoch {loop.best} of {course.epochs}"
-    model = deployed(quantized, loop.simulation.finish(loop.best_state), *([note] if loop.best else []))
+    finished = loop.simulation.finish(loop.best_state)
+    what = (
+        "weights, biases and grids were fine-tuned"
+        if finished.weights
+        else "weights and biases were fine-tuned on the plan's grids"
+    )
+    note = f"{what} by {objective.name}: epoch {loop.best} of {course.epochs}"
+    model = deployed(quantized, finished, *([note] if loop.best else []))
     return Tuned(model, tuple(loop.history), loop.best)
 
 
