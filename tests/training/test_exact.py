@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from exactq.graphs.qdq import CODES, REAL
 from exactq.metrics import Run
 from exactq.numerics.formats import INT3, INT4, INT8
 from exactq.quantized import Quantized
+from exactq.sources.resolve import resolve
 from exactq.targets import TARGETS
 from exactq.traces import Step, walk
 from exactq.training.courses import Course
@@ -199,3 +201,32 @@ def test_a_folded_normalisation_leaves_nothing_to_freeze() -> None:
         whole = simulation.forward(state, (x,)).outputs[0]
         single = [simulation.forward(state, (one[None],)).outputs[0] for one in x]
     assert torch.equal(torch.cat(single), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+@pytest.mark.parametrize(("target", "recipe"), [("onnxruntime", "w8a8"), ("onnxruntime", "w4a4"), ("fbgemm", "w8a8")])
+def test_the_trained_resnet20_answers_on_the_runtime_as_it_did_in_training(
+    target: str, recipe: str, request: pytest.FixtureRequest
+) -> None:
+    """500 test images here; bench/deployed_as_trained.py takes all 10,000."""
+    folder: Path = request.getfixturevalue("data")
+    file = folder / "models" / "resnet20-12fca82f.th"
+    if not file.is_file() or not (folder / "cifar10").is_dir():
+        pytest.skip("models/resnet20-12fca82f.th or cifar10 is not in EXACTQ_DATA")
+    source = resolve("resnet20", weights=str(file), data=f"cifar10:{folder / 'cifar10'}")
+    assert source.dataset.train is not None
+    graph = flow.prepare(source.module, source.example)
+    calibration = (b.inputs for b in source.dataset.calibration)
+    made = flow.quantize_graph(graph, calibration=calibration, target=target, recipe=recipe)
+    inputs = [b.inputs for b in source.dataset.evaluation.first(500)]
+    seen: list[list[Tensor]] = []
+
+    def evaluate(run: Run) -> float:
+        seen.append([run(x)[0] for x in inputs])
+        return float(len(seen))
+
+    course, train = Course(epochs=1, held_out=0.0), source.dataset.train.shuffled(0).first(256)  # type: ignore[union-attr]
+    tuned = tune(made, train, course=course, method=method(made), evaluate=evaluate).quantized
+    answer = tuned.target.timed(tuned.artifact(), 1)
+    assert all(torch.equal(answer(x)[0], trained) for x, trained in zip(inputs, seen[-1], strict=True))
