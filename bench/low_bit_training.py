@@ -10,7 +10,7 @@ the teacher. `--validate` measures on 2,000 other training images instead: setti
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
 
@@ -22,14 +22,12 @@ from exactq import flow
 from exactq.datasets.splits import Split
 from exactq.graphs.programs import program
 from exactq.sources.resolve import resolve
-from exactq.traces import walk
+from exactq.traces import Program, walk
 from exactq.training.courses import Course
 from exactq.training.methods import METHODS, method_named
 from exactq.training.objectives import LABELS
 from exactq.training.tuning import Moment, tune
 from exactq.training.unquantized import unquantized
-
-Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
     read.add_argument("--recipe", default="w4a4")
     read.add_argument("--methods", default="straight_through,lsq")
     read.add_argument("--samples", type=int, default=8192)
-    read.add_argument("--epochs", type=int, default=8)
+    read.add_argument("--epochs", type=int, default=5)
     read.add_argument("--rate", type=float, default=3e-3)
     read.add_argument("--batch", type=int, default=64)
     asked = read.parse_args()
@@ -52,33 +50,36 @@ def main() -> None:
     others = replace(shuffled, order=shuffled.order[asked.samples : asked.samples + 2000])
     course = Course(epochs=asked.epochs, rate=asked.rate, batch=asked.batch)
     judged: Split = others if asked.validate else source.dataset.evaluation
-    models: dict[str, Run] = {"float": _run(program(graph)), "quantized": _run(made.program())}
+    print(f"{asked.recipe}, {asked.samples} training images, {course}; {machine()}", flush=True)
+    answers = {"float": _answers(program(graph), judged), "quantized": _answers(made.program(), judged)}
     facts = {"float": "", "quantized": ""}
     for name in ("unquantized", *asked.methods.split(",")):
         method = unquantized if name not in METHODS else method_named(name, made.lower)
         start = perf_counter()
         tuned = tune(made, train, course=course, objective=LABELS, method=method, progress=_tell(name))
         facts[name] = f"{perf_counter() - start:.0f} s, epoch {tuned.best}"
-        models[name] = _run(program(tuned.quantized.float_graph) if name == "unquantized" else tuned.quantized.program())
-    right, agrees, samples = dict.fromkeys(models, 0), dict.fromkeys(models, 0), 0
-    for batch in judged:
-        answers = {name: run(batch.inputs)[0].argmax(1) for name, run in models.items()}
-        samples += len(batch)
-        for name, answer in answers.items():
-            right[name] += int((answer == batch.labels).sum())
-            agrees[name] += int((answer == answers["unquantized"]).sum())
-    print(f"{asked.recipe}, {asked.samples} training images, {course}; {samples} images judge; {machine()}\n")
-    rows = [(n, f"{right[n] / samples:.4f}", f"{agrees[n] / samples:.4f}", facts[n]) for n in models]
-    table(("model", "accuracy", "answers as the float model trained alike", "training"), rows)
+        trained = program(tuned.quantized.float_graph) if name == "unquantized" else tuned.quantized.program()
+        answers[name] = _answers(trained, judged)
+        _show(answers, facts, torch.cat([b.labels for b in judged if b.labels is not None]))
     print(f"\n{peak_memory()}", flush=True)
 
 
-def _run(made: object) -> Run:
-    def run(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return walk(made, inputs)  # type: ignore[arg-type]
+def _show(answers: Mapping[str, Tensor], facts: Mapping[str, str], labels: Tensor) -> None:
+    """What is known so far: a row for each model."""
+    teacher = answers["unquantized"]
+    rows = []
+    for name, answer in answers.items():
+        shares = (float((answer == right).double().mean()) for right in (labels, teacher))
+        rows.append((name, *(f"{share:.4f}" for share in shares), facts[name]))
+    print(f"\n{len(labels)} images judge\n")
+    table(("model", "accuracy", "answers as the float model trained alike", "training"), rows)
+    print(flush=True)
 
-    return run
+
+def _answers(made: Program, judged: Split) -> Tensor:
+    """The class that a model says for each sample."""
+    with torch.no_grad():
+        return torch.cat([walk(made, batch.inputs)[0].argmax(1) for batch in judged])
 
 
 def _tell(name: str) -> Callable[[Moment], None]:

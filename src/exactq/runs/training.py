@@ -15,7 +15,7 @@ from exactq.errors import UsageError
 from exactq.graphs import store
 from exactq.graphs.programs import program
 from exactq.metrics import default_metric
-from exactq.quantized import Quantized
+from exactq.quantized import PLAN, Quantized
 from exactq.reports.folder import MANIFEST
 from exactq.runs.folder import check_replaceable, open_model, open_run, read_manifest, write_json, write_manifest
 from exactq.runs.measurement import check_evaluation, notes, plain
@@ -40,7 +40,9 @@ def train_run(
     place = Path(out) if out is not None else source.with_name(f"{source.name}-trained")
     if place.resolve() == source.resolve():
         raise UsageError(f"--out {place} is the run that is trained: choose another folder")
-    asked = Wishes(known["model"], out=str(place), data=known["data"], **wishes)
+    made_for = f"{saved.plan.target}@{saved.plan.isa}"
+    plan = str(source / PLAN)
+    asked = Wishes(known["model"], target=made_for, plan=plan, data=known["data"], train="always", out=str(place), **wishes)
     check_replaceable(place)
     with working(place, talk) as work, torch.random.fork_rng(devices=[]):
         inputs = saved.float_graph.inputs
@@ -56,7 +58,7 @@ def train_run(
         made = trained(work, saved, artifact, training, dataset, metric, lambda x: walk(reference, x))
         facts = {
             "model": known["model"],
-            "target": f"{saved.plan.target}@{saved.plan.isa}",
+            "target": made_for,
             "recipe": saved.plan.recipe,
             "training": made.facts,
             "metric": {"name": metric.name, **_figures(made.facts)},
