@@ -12,6 +12,7 @@ RECIPE = "weights: int2-narrow\n"
 
 
 def quantized(shell: Shell) -> None:
+    """A folder `run`, of two-bit weights."""
     with open("w2.yaml", "w", encoding="utf-8") as file:
         file.write(RECIPE)
     assert shell("quantize", "simplecnn", "--recipe", "w2.yaml", "--out", "run").code == 0
@@ -36,7 +37,6 @@ def test_the_facts_are_one_json_document(shell: Shell) -> None:
 
 
 def test_a_training_that_does_not_help_is_an_honest_no(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantized(shell)
     training = {"best": 0, "epochs": 3, "objective": "labels", "method": "exact", "failed": None}
     facts = {"out": None, "training": training, "metric": {"name": "accuracy", "before": 1.0, "after": 1.0}, "notes": []}
     monkeypatch.setattr("exactq.runs.training.train_run", lambda run, **asked: facts)
@@ -61,6 +61,7 @@ def test_misuse_is_one_line(shell: Shell, arguments: tuple[str, ...], message: s
     assert message in told.said
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_a_run_trains_by_the_way_that_is_asked_for(shell: Shell) -> None:
     with open("w2.yaml", "w", encoding="utf-8") as file:

@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("method", ["exact", "lsq"])
+@pytest.mark.parametrize("method", ["exact", pytest.param("lsq", marks=pytest.mark.slow)])
 def test_a_trained_run_verifies_and_the_first_one_stays(run: Path, method: str, tmp_path: Path) -> None:
     before = contents(run)
     facts = train_run(run, method=method, out=str(tmp_path / "out"), epochs=2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.nets import NETS, data, quantized
+from tests.nets import NETS, SHORT, data, quantized
 from tests.training import models
 from torch import Tensor, nn
 
@@ -61,12 +61,12 @@ GRADIENTS: dict[str, Method] = {
 }
 
 
-SHORT = ("onnxruntime", "fbgemm")
+FIRST = ("onnxruntime", "fbgemm")
 """The targets that the short run looks at; fbgemm stands for PyTorch's engines."""
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("target", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
+@pytest.mark.parametrize("target", [n if n in FIRST else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
 def test_the_evaluation_forward_is_the_emulator_of_what_is_deployed(target: str, gradient: str) -> None:
     made = models.quantized(INT4.narrow, target=target)
     simulation = method(made, GRADIENTS[gradient])(start_of(made))
@@ -90,7 +90,7 @@ def test_the_evaluation_forward_is_the_emulator_of_what_is_deployed(target: str,
         assert torch.equal(b, c)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
 def test_an_untrained_state_is_the_quantized_models_emulator(name: str) -> None:
     made = quantized(name)
     simulation = method(made)(start_of(made))

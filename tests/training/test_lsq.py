@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.nets import NETS, quantized
+from tests.nets import NETS, SHORT, quantized
 from tests.training import models
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ def begun(made: Quantized) -> tuple[Any, State]:
     return simulation, simulation.begin()
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
 def test_training_starts_at_the_plans_grids(name: str) -> None:
     made = quantized(name)
     simulation, state = begun(made)
@@ -193,7 +193,7 @@ def test_a_small_change_of_a_step_is_relative_and_of_a_zero_counts_codes() -> No
 
 def test_every_grid_learns_and_the_loss_falls() -> None:
     made = models.quantized(INT3.narrow)
-    tuned = tune(made, models.images(256), course=Course(epochs=6, batch=32, rate=1e-2), method=lsq)
+    tuned = tune(made, models.images(256), course=Course(epochs=3, batch=32, rate=1e-2), method=lsq)
     scores = [line.score for line in tuned.history]
     assert -scores[tuned.best] < -scores[0] / 2
     own = [n for n, at in made.grids.items() if not n.endswith((".bias", REAL))]
