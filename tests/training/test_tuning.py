@@ -266,7 +266,10 @@ def test_a_process_that_was_really_killed_goes_on(start: Quantized, name: str, t
     path = tmp_path / "state.safetensors"
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, path, name], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
+        [sys.executable, "-c", CHILD, path, name],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"},
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     assert path.exists()
