@@ -134,6 +134,9 @@ def _filled(layer: nn.Conv2d, *, weight: float | None = None, bias: float | None
     return layer
 
 
+SHORT = ("residual", "one weight, two biases", "output is read inside", "clamp")
+"""The nets that the short run looks at where each takes long."""
+
 NETS: dict[str, tuple[nn.Module, Inputs]] = {
     "classifier": (net(_classifier, c=conv(3, 4), fc=nn.Linear(4, 5)), IMAGE),
     "without biases": (net(_classifier, c=conv(3, 4, bias=False), fc=nn.Linear(4, 5, bias=False)), IMAGE),

@@ -40,6 +40,7 @@ from exactq.sources import onnxfile
 from exactq.sources.capture import capture
 from exactq.targets import TARGETS, target_named
 from exactq.training.courses import Course
+from exactq.training.methods import method_named
 from exactq.training.objectives import OBJECTIVES
 from exactq.training.samples import Loader
 from exactq.training.tuning import Moment, tune
@@ -309,16 +310,19 @@ def train(
     quantized: Quantized,
     loader: Loader,
     *,
+    method: str = "exact",
     objective: str = "distillation",
     progress: Callable[[Moment], None] | None = None,
     state_path: Path | None = None,
     **course: Any,
 ) -> Quantized:
-    """`quantized` fine-tuned on its plan's grids, with straight-through gradients: the same plan, names and files.
+    """`quantized` fine-tuned through its own rounding: the same plan, names and files.
 
-    `loader` gives batches of inputs, or of (inputs, labels), and is gone through more than once. `objective` is a name of
-    `training.objectives.OBJECTIVES`; `course` has the fields of `training.courses.Course`, such as `epochs`. With
-    `state_path` a killed training goes on where it was. The best epoch on held-out batches comes back.
+    `loader` gives batches of inputs, or of (inputs, labels), and is gone through more than once. `method` is a name of
+    `training.methods.METHODS`: the runtime's own integers (`exact`), with learned steps (`exact_lsq`), or fake quantization
+    (`straight_through`, `lsq`), which is faster. `objective` is a name of `training.objectives.OBJECTIVES`; `course` has the
+    fields of `training.courses.Course`, such as `epochs`. With `state_path` a killed training goes on where it was. The best
+    epoch on held-out batches comes back.
     """
     if objective not in OBJECTIVES:
         raise unknown("objective", objective, OBJECTIVES)
@@ -326,5 +330,7 @@ def train(
     for name in course:
         if name not in known:
             raise unknown("field of a training course", name, known)
-    goal, way = OBJECTIVES[objective], Course(**course)
-    return tune(quantized, loader, course=way, objective=goal, progress=progress, state_path=state_path).quantized
+    goal, settings = OBJECTIVES[objective], Course(**course)
+    way = method_named(method, quantized.lower)
+    tuned = tune(quantized, loader, course=settings, objective=goal, method=way, progress=progress, state_path=state_path)
+    return tuned.quantized

@@ -56,6 +56,10 @@ class Quantized:
         """The emulator: this model on the target's kernels, for the plan's instruction set or another measured one."""
         return self.target.lower(self.graph, isa or self.plan.isa)
 
+    def lower(self, graph: Graph) -> Program:
+        """The emulator of another Q/DQ graph, on this model's target and the plan's instruction set."""
+        return self.target.lower(graph, self.plan.isa)
+
     def coverage(self) -> float | None:
         """The share of multiply-accumulates that run in integer kernels, 0 to 1; None for a model without any."""
         counts = multiply_accumulates(self.float_graph, shapes(self.float_graph))

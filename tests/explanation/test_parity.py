@@ -103,6 +103,18 @@ def test_the_explanation_of_an_element_is_the_emulators_code(target: str, exampl
                 adds_up(one)
 
 
+@pytest.mark.parametrize("example", WHOLE[3:5], ids=lambda e: e.name)
+def test_codes_that_are_bounded_behind_the_kernel_are_explained_to_the_end(example: Example) -> None:
+    made = quantized(example, recipe="w4a4")
+    clipped = 0
+    for inputs in (batch(example, 3, SEED + 3, 1.5), tuple(x.sign() * 50 for x in batch(example, 2, 4))):
+        for one in explain_many(made, inputs, some(6, SEED)):
+            adds_up(one)
+            clips = [step for step in one.steps if step.name == "clip"]
+            clipped += sum("becomes 15" in step.text for step in clips)
+    assert clipped > 0
+
+
 @pytest.mark.parametrize(
     ("target", "seed"),
     [

@@ -13,7 +13,7 @@ from torch import nn
 from exactq.errors import UsageError
 from exactq.flow import plan_graph, prepare
 from exactq.graphs.graph import op_name
-from exactq.numerics.formats import INT4, INT8, INT16, UINT8
+from exactq.numerics.formats import INT4, INT8, INT16, UINT4, UINT8
 from exactq.plans.plan import Edge, Float, Fused, Own, PerChannel, Product, Same
 from exactq.plans.recipes import RECIPES, Match, Recipe, Rule
 
@@ -165,6 +165,10 @@ def test_a_rule_that_fits_nothing_is_refused(rule: Rule, message: str) -> None:
     ("wishes", "message"),
     [
         (Recipe("mine", activations=INT16), "onnxruntime has no integer kernels for activations in int16; allowed: uint8"),
+        (
+            Recipe("mine", multiplied=INT16),
+            "no integer kernels for activations that layers multiply with in int16; allowed: uint8, uint4",
+        ),
         (Recipe("mine", weights=UINT8), r"no integer kernels for weights (of c) in uint8; allowed: int8-narrow, int8"),
         (Recipe("mine", activation_observer="minmx"), "unknown observer 'minmx'"),
         (Recipe("mine", weight_observer="entropy"), "unknown weight observer"),
@@ -174,6 +178,32 @@ def test_formats_and_observers_that_do_not_exist_are_refused(wishes: Recipe, mes
     with pytest.raises(UsageError) as error:
         plan_graph(graph_of("residual"), recipe=wishes)
     assert message in str(error.value)
+
+
+def test_what_layers_multiply_with_may_be_narrower_than_what_is_added() -> None:
+    plan = plan_graph(graph_of("residual"), recipe="w4a4")
+    formats = {name: slot.format for name, slot in plan.slots.items() if isinstance(slot, Own)}
+    assert {n: f for n, f in formats.items() if not n.endswith("weight")} == {
+        "x": UINT8,
+        "relu": UINT4,
+        "relu_1": UINT4,
+        "b": UINT8,
+        "relu_2": UINT8,
+    }
+    assert "4 bits, for layers multiply with it: stored in 8 bits, bounded behind the kernel" in plan.slots["relu"].reason
+    assert {f for n, f in formats.items() if n.endswith("weight")} == {INT4.narrow}
+
+
+def test_what_a_clamp_bounds_from_above_keeps_its_eight_bits() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU6(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    plan = plan_graph(prepare(net, (torch.zeros(1, 1, 4, 4),)), recipe="w4a4")
+    formats = [slot.format for name, slot in plan.slots.items() if isinstance(slot, Own) and not name.endswith("weight")]
+    assert formats == [UINT8, UINT8, UINT4, UINT8]
+
+
+def test_a_target_without_narrow_activations_refuses_the_recipe() -> None:
+    with pytest.raises(UsageError, match=r"fbgemm has no integer kernels for activations that layers multiply with in uint4"):
+        plan_graph(graph_of("residual"), recipe="w4a4", target="fbgemm")
 
 
 def test_layers_that_share_a_weight_have_to_agree_on_its_format() -> None:

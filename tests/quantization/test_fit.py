@@ -9,7 +9,7 @@ from tests.nets import NETS, edited, graph_of, plan_of
 
 from exactq.errors import UsageError
 from exactq.flow import quantize_graph
-from exactq.numerics.formats import INT8, INT32, UINT4, UINT8
+from exactq.numerics.formats import INT8, INT32, UINT2, UINT4, UINT8
 from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
 from exactq.quantization.fit import plan_fits
 from exactq.targets import target_named
@@ -31,7 +31,12 @@ REFUSED: list[tuple[str, dict[str, Slot], dict[Edge, Slot], str]] = [
     ),
     # Formats
     ("residual", {"relu": Own(INT8, "minmax", WHY)}, {}, "`relu` cannot be in int8: onnxruntime has integer kernels for uint8"),
-    ("residual", {"b": Fixed(UINT4, 0.1, 0, WHY)}, {}, "`b` cannot be in uint4: onnxruntime has integer kernels for uint8"),
+    (
+        "residual",
+        {"b": Fixed(UINT2, 0.1, 0, WHY)},
+        {},
+        "`b` cannot be in uint2: onnxruntime has integer kernels for uint8, uint4",
+    ),
     ("residual", {"a.weight": Own(UINT8, "minmax", WHY, symmetric=True)}, {}, "the weights `a.weight` cannot be in uint8"),
     ("residual", {}, {Edge("relu", "a"): Own(INT8, "minmax", WHY)}, "the edge relu -> a cannot be in int8"),
     # Granularity
@@ -99,6 +104,7 @@ REFUSED: list[tuple[str, dict[str, Slot], dict[Edge, Slot], str]] = [
         "whose grid does not end at the bounds of `relu_1`",
     ),
     ("clamp", {"relu6": Fixed(UINT8, 0.2, 0, WHY)}, {}, "whose grid does not end at the bounds of `relu6`"),
+    ("clamp", {"relu6": Own(UINT4, "minmax", WHY)}, {}, "whose grid does not end at the bounds of `relu6`"),
     # Edges
     ("residual", {}, {Edge("relu", "b"): CODES}, "the edge relu -> b: `b` does not read `relu`"),
     ("residual", {}, {Edge("relu", "a"): FLOAT}, "the edge relu -> a needs a grid of its own or a fixed one, not float"),

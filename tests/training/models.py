@@ -51,11 +51,19 @@ def float_graph(seed: int = 0) -> Graph:
     return flow.prepare(net, (torch.randn(2, 1, 8, 8),))
 
 
-def quantized(weights: Format = INT4.narrow, observer: str = "minmax", *, isa: str = "", stays_float: str = "") -> Quantized:
-    """The net on ONNX Runtime's grids, calibrated on the images."""
+def quantized(
+    weights: Format = INT4.narrow,
+    observer: str = "minmax",
+    *,
+    target: str = "onnxruntime",
+    isa: str = "",
+    stays_float: str = "",
+    multiplied: Format | None = None,
+) -> Quantized:
+    """The net on a target's grids, calibrated on the images."""
     rules = (Rule(Match(name=stays_float), "asked for by the test", stay_float=True),) if stays_float else ()
-    recipe = Recipe("test", weights=weights, weight_observer=observer, rules=rules)
-    target = f"onnxruntime@{isa}" if isa else "onnxruntime"
+    recipe = Recipe("test", weights=weights, weight_observer=observer, rules=rules, multiplied=multiplied)
+    target = f"{target}@{isa}" if isa else target
     return flow.quantize_graph(float_graph(), calibration=(b.inputs for b in images()), recipe=recipe, target=target)
 
 

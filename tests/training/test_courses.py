@@ -23,6 +23,12 @@ def test_the_rate_rises_over_a_twentieth_and_falls_as_a_cosine(steps: int) -> No
     assert rates[steps // 2] == pytest.approx(1 + math.cos(math.pi * (steps // 2) / steps))
 
 
+@pytest.mark.parametrize(("warmup", "rise"), [(0.0, 1), (0.05, 7), (0.5, 70), (0.99, 139)])
+def test_the_warm_up_is_a_share_of_the_steps(warmup: float, rise: int) -> None:
+    factors = [rate_at(step, 140, 1.0, warmup) / ((1 + math.cos(math.pi * step / 140)) / 2) for step in range(140)]
+    assert factors == pytest.approx([min(1.0, (step + 1) / rise) for step in range(140)])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -35,6 +41,8 @@ def test_the_rate_rises_over_a_twentieth_and_falls_as_a_cosine(steps: int) -> No
         ({"rate": 1001.0}, "rate is 1001.0"),
         ({"clip": math.inf}, "clip is inf"),
         ({"held_out": 1.0}, "held_out is 1.0; it needs a share from 0 up and below 1"),
+        ({"warmup": 1.0}, "warmup is 1.0; it needs a share from 0 up and below 1, like 0.05"),
+        ({"warmup": -0.1}, "warmup is -0.1"),
         ({"held_out": -0.1}, "held_out is -0.1"),
         ({"seed": -1}, "seed is -1"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"),

@@ -23,7 +23,8 @@ from exactq.plans.plan import Own
 from exactq.quantization.bias import bias_codes, product
 from exactq.quantized import Quantized
 from exactq.traces import Program, Step, walk
-from exactq.training.straight_through import Moving, fake_quantize, fake_quantize_bias, straight_through
+from exactq.training.rounding import fake_quantize, fake_quantize_bias
+from exactq.training.straight_through import Moving, straight_through
 from exactq.training.tuning import deployed, start_of
 
 FORMATS = (INT4.narrow, UINT4, INT8, UINT8)

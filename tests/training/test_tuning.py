@@ -22,7 +22,11 @@ from exactq.errors import DataError, ModelError, UsageError
 from exactq.metrics import ACCURACY, Run, measure
 from exactq.numerics.formats import INT3, INT4, INT8
 from exactq.quantized import Quantized
+from exactq.traces import walk
 from exactq.training.courses import OPTIMIZERS, Course
+from exactq.training.exact import exact
+from exactq.training.lsq import lsq
+from exactq.training.methods import METHODS, method_named
 from exactq.training.objectives import DISTILLATION, LABELS, MATCHING, Objective, distillation
 from exactq.training.simulation import Simulation, Start, State
 from exactq.training.straight_through import Moving, straight_through
@@ -212,6 +216,24 @@ def test_a_killed_training_ends_with_the_same_weights(kind: str, optimizer: str,
         assert (resumed.history, resumed.best) == (whole.history, whole.best)
 
 
+@pytest.mark.parametrize("name", ["lsq", "exact", "exact_lsq"])
+def test_every_method_goes_on_after_a_kill(name: str, tmp_path: Path) -> None:
+    start = models.quantized(INT8.narrow, "pairsafe", isa="avx2") if name == "lsq" else models.quantized(INT4.narrow)
+    inputs = next(iter(models.images(seed=3))).inputs
+    begun = walk(start.program(), inputs)[0]
+    ask: dict[str, Any] = {"course": replace(SHORT, held_out=0.0), "method": method_named(name, start.lower)}
+    ask["evaluate"] = lambda run: float((run(inputs)[0] - begun).abs().mean())  # any change is better than none
+    whole = tune(start, models.images(), **ask)
+    ask |= {"state_path": tmp_path / "state.safetensors", "save_every": 2}
+    for at in (3, 5):
+        with pytest.raises(Killed):
+            tune(start, models.images(), progress=killer(at), **ask)
+    resumed = tune(start, models.images(), **ask)
+    assert same(resumed.quantized, whole.quantized)
+    assert resumed.history == whole.history
+    assert resumed.best > 0
+
+
 def test_a_finished_training_is_answered_from_its_state(start: Quantized, tmp_path: Path) -> None:
     path = tmp_path / "new" / "state.safetensors"
     whole = tune(start, models.images(), course=SHORT, state_path=path)
@@ -227,26 +249,33 @@ from pathlib import Path
 from tests.training import models
 from tests.training.test_tuning import SHORT
 from exactq.numerics.formats import INT3
+from exactq.training.methods import method_named
 from exactq.training.tuning import tune
 def progress(moment):
     if moment.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 start = models.quantized(INT3.narrow)
-tune(start, models.images(), course=SHORT, progress=progress, state_path=Path(sys.argv[1]), save_every=1)
+method = method_named(sys.argv[2], start.lower)
+tune(start, models.images(), course=SHORT, method=method, progress=progress, state_path=Path(sys.argv[1]), save_every=1)
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_was_really_killed_goes_on(start: Quantized, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_process_that_was_really_killed_goes_on(start: Quantized, name: str, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, path], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False
+        [sys.executable, "-c", CHILD, path, name],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"},
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     assert path.exists()
-    resumed = tune(start, models.images(), course=SHORT, state_path=path)
-    assert same(resumed.quantized, tune(start, models.images(), course=SHORT).quantized)
+    method = method_named(name, start.lower)
+    resumed = tune(start, models.images(), course=SHORT, method=method, state_path=path)
+    assert same(resumed.quantized, tune(start, models.images(), course=SHORT, method=method).quantized)
 
 
 def test_the_state_of_another_training_is_refused(start: Quantized, tmp_path: Path) -> None:
@@ -257,6 +286,8 @@ def test_the_state_of_another_training_is_refused(start: Quantized, tmp_path: Pa
         {"objective": LABELS},
         {"loader": models.images(seed=1)},
         {"quantized": models.quantized(INT4.narrow)},
+        {"method": lsq},
+        {"method": lambda s: exact(s, start.lower)},
     ]
     for other in others:
         asked = {"quantized": start, "loader": models.images(), "course": SHORT, "state_path": path} | other

@@ -26,10 +26,24 @@ from exactq.cli.quantize import quantize
 from exactq.cli.report import report
 from exactq.cli.run import run
 from exactq.cli.targets import targets
+from exactq.cli.train import train
 from exactq.cli.verify import verify
 from exactq.errors import ExactqError, Stopped
 
-VERBS: tuple[Callable[..., Any], ...] = (run, plan, quantize, export, verify, explain, diff, convert, bench, report, targets)
+VERBS: tuple[Callable[..., Any], ...] = (
+    run,
+    plan,
+    quantize,
+    train,
+    export,
+    verify,
+    explain,
+    diff,
+    convert,
+    bench,
+    report,
+    targets,
+)
 
 NO, MISUSE, BUG, INTERRUPTED = 1, 2, 3, 130
 """The exit codes besides 0."""

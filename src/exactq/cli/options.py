@@ -78,6 +78,19 @@ Calibration = Annotated[
 Seed = Annotated[
     int, typer.Option(metavar="N", parser=whole("--seed"), help="For data order, random weights and reference training.")
 ]
+Method = Annotated[
+    str,
+    typer.Option(metavar="WAY", help="How to train through rounding: straight_through, lsq, exact or exact_lsq."),
+]
+Epochs = Annotated[
+    int | None, typer.Option(metavar="N", parser=whole("--epochs"), help="How many epochs at most; by the data without.")
+]
+TrainSamples = Annotated[
+    int, typer.Option(metavar="N", parser=whole("--train-samples"), help="How many samples to fine-tune on, at most.")
+]
+ObjectiveName = Annotated[
+    str | None, typer.Option(metavar="O", help="What to fine-tune towards: distillation, matching or labels.")
+]
 Out = Annotated[str | None, typer.Option(metavar="DIR", help="The run folder; runs/MODEL-TARGET without it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the facts as one JSON document on stdout.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Load weight files that can run code (.pt2).")]

@@ -10,8 +10,11 @@ import typer
 from exactq.cli.options import (
     Calibration,
     Data,
+    Epochs,
     InputShape,
     Json,
+    Method,
+    ObjectiveName,
     OptionalModel,
     Out,
     PlanFile,
@@ -19,10 +22,10 @@ from exactq.cli.options import (
     RecipeName,
     Seed,
     Target,
+    TrainSamples,
     Trust,
     Weights,
     number,
-    whole,
 )
 
 NO = ("over_budget", "differs", "not_quantized")
@@ -53,15 +56,10 @@ def run(
     train: Annotated[
         str, typer.Option(metavar="WHEN", help="Fine-tune: auto (where the budget is exceeded), never or always.")
     ] = "auto",
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", parser=whole("--epochs"), help="How many epochs at most; by the data without.")
-    ] = None,
-    train_samples: Annotated[
-        int, typer.Option(metavar="N", parser=whole("--train-samples"), help="How many samples to fine-tune on, at most.")
-    ] = 8192,
-    objective: Annotated[
-        str | None, typer.Option(metavar="O", help="What to fine-tune towards: distillation, matching or labels.")
-    ] = None,
+    method: Method = "straight_through",
+    epochs: Epochs = None,
+    train_samples: TrainSamples = 8192,
+    objective: ObjectiveName = None,
     input_shape: InputShape = None,
     calibration: Calibration = 512,
     seed: Seed = 0,
@@ -96,6 +94,7 @@ def run(
             model,
             talk=speak,
             train=train,
+            method=method,
             epochs=epochs,
             train_samples=train_samples,
             objective=objective,

@@ -54,6 +54,21 @@ def _write(edit: Edit, verb: str, source: fx.Node, grid: Grid, base: str, name: 
     return edit.call(name, op, source, scale, zero, axis, *bounds)
 
 
+def set_grid(edit: Edit, node: fx.Node, grid: Grid) -> None:
+    """Nothing; a quantize or dequantize node has another grid of the same format and as many scales.
+
+    The nodes of one value share their constants, so each of them has to get the same grid.
+    """
+    source, scale, zero, *bounds = node.args
+    if node.target in _PER_TENSOR:
+        node.args = (source, grid.scale.item(), int(grid.zero), *bounds)
+    else:
+        assert isinstance(scale, fx.Node)
+        assert isinstance(zero, fx.Node)
+        edit.set_constant(scale, grid.scale.flatten())
+        edit.set_constant(zero, grid.zero.flatten().to(torch.int64))
+
+
 def _shared(edit: Edit, name: str, value: Tensor) -> fx.Node:
     """The constant of that name where it is there already with the same values, a new one otherwise."""
     for node in edit:

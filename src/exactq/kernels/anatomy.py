@@ -11,7 +11,7 @@ An anatomy is a second, slow definition of its kernel, and the two must agree on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -131,6 +131,24 @@ class Moved:
 
 
 Anatomy = Products | Function | Moved
+
+
+def bounded(anatomy: Anatomy, lo: int, hi: int) -> Anatomy:
+    """The anatomy of a kernel whose codes are then held within lo..hi."""
+
+    def held(lines: Lines) -> Lines:
+        code = int(lines[-1].value)
+        kept = min(max(code, lo), hi)
+        fate = "stays" if kept == code else f"becomes {kept}"
+        return (*lines, Line("clip", f"{code} within {lo}..{hi} {fate}", kept, {"low": lo, "high": hi}))
+
+    match anatomy:
+        case Products(finish=finish):
+            return replace(anatomy, finish=lambda acc, channel: held(finish(acc, channel)))
+        case Function(plain=plain):
+            return replace(anatomy, plain=lambda element: held(plain(element)))
+        case Moved():
+            return anatomy
 
 
 def convolution_terms(

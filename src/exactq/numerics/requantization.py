@@ -63,6 +63,11 @@ def packing_to_codes(y: Grid, *, relu: bool = False) -> Callable[[Tensor], Tenso
     return finish
 
 
+def stored(grid: Grid) -> Grid:
+    """The grid with every code that its storage holds: `uint8` of a grid that uses 0..15 of it."""
+    return Grid(FORMATS[grid.format.name], grid.scale, grid.zero)
+
+
 def stored_range(grid: Grid) -> tuple[int, int]:
     """The lowest and highest code that the format's storage holds: runtimes clamp to it and know no narrower range.
 

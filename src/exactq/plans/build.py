@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import fx
@@ -16,6 +17,7 @@ from exactq.errors import UsageError
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import fake_values, is_compute
 from exactq.numerics.formats import Format, spelled
+from exactq.optimization.patterns import bounds
 from exactq.plans.plan import Edge, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
 from exactq.plans.recipes import Recipe
 from exactq.plans.recipes import Rule as Wish
@@ -29,10 +31,13 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
     """
     if recipe.activations not in ability.activations:
         raise _format_error("activations", recipe.activations, ability.activations, ability)
+    multipliable = (*ability.activations, *ability.narrow)
+    if recipe.multiplied is not None and recipe.multiplied not in multipliable:
+        raise _format_error("activations that layers multiply with", recipe.multiplied, multipliable, ability)
     wishes = _wishes(graph, recipe)
     reals = real_values(graph)
     integer, refused = _integer_calls(graph, ability, wishes, reals)
-    wanted = _wanted(graph, integer)
+    wanted, multiplied = _wanted(graph, integer), _multiplied(graph, integer)
     layers = _Layers(graph, {n: rule for n, rule in integer.items() if isinstance(rule, Computes)}, ability, recipe, wishes)
     slots: dict[str, Slot] = {}
     for node in graph:
@@ -42,7 +47,8 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
         elif node.op == "call_function":
             for constant_name, slot in layers.constants(node):
                 slots.setdefault(constant_name, slot)
-            slots[name] = _call_slot(graph, node, integer, wanted, ability, recipe, patterns, refused)
+            fmt = recipe.multiplied if recipe.multiplied is not None and node in multiplied else recipe.activations
+            slots[name] = _call_slot(graph, node, integer, wanted, ability, recipe, fmt, patterns, refused)
     for node in graph:
         slots.setdefault(graph.name(node), Float("a constant that no integer kernel reads"))
     _refuse_lost_wishes(graph, ability, wishes, wanted, slots)
@@ -188,6 +194,21 @@ def _wanted(graph: Graph, integer: Mapping[fx.Node, Rule]) -> set[fx.Node]:
     return wanted
 
 
+def _multiplied(graph: Graph, integer: Mapping[fx.Node, Rule]) -> set[fx.Node]:
+    """The values that layers multiply with as codes, directly or through movement, and that nothing bounds from above.
+
+    Where a clamp is part of a kernel, that kernel's codes end where the stored format does.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(graph.calls):
+        match integer.get(node):
+            case Computes():
+                found.add(_first(node))
+            case Passes() if node in found:
+                found.add(_first(node))
+    return {node for node in found if not ((ends := bounds(node)) is not None and isfinite(ends[1]))}
+
+
 def _input_slot(name: str, recipe: Recipe, *, wanted: bool, dtype: torch.dtype) -> Slot:
     if dtype != torch.float32:
         return Float(f"an input of {str(dtype).removeprefix('torch.')}, not of float32 reals")
@@ -203,13 +224,17 @@ def _call_slot(
     wanted: set[fx.Node],
     ability: Ability,
     recipe: Recipe,
+    fmt: Format,
     patterns: Mapping[str, str],
     refused: Mapping[fx.Node, str],
 ) -> Slot:
     name = graph.name(node)
 
     def own(reason: str) -> Own:
-        return Own(recipe.activations, recipe.activation_observer, reason)
+        if fmt != recipe.activations:
+            stored = f"stored in {ability.stored_bits.get(fmt.bits, fmt.bits)} bits"
+            reason += f"; {fmt.bits} bits, for layers multiply with it: {stored}, bounded behind the kernel"
+        return Own(fmt, recipe.activation_observer, reason)
 
     match integer.get(node):
         case Computes(kernel):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exactq.errors import UsageError, unknown
-from exactq.numerics.formats import INT3, INT4, INT8, UINT8, Format, format_named
+from exactq.numerics.formats import INT3, INT4, INT8, UINT4, UINT8, Format, format_named
 from exactq.plans.yamlfile import read_yaml
 
 
@@ -50,7 +50,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Formats and observers for weights and activations, and rules for the layers that differ."""
+    """Formats and observers for weights and activations, and rules for the layers that differ.
+
+    `multiplied` is the format of the activations that layers multiply with, where it is another; the model's inputs excepted,
+    and what a clamp bounds from above, whose kernels end where the stored codes do.
+    """
 
     name: str
     weights: Format = INT8.narrow
@@ -58,6 +62,7 @@ class Recipe:
     weight_observer: str = "minmax"
     activation_observer: str = "minmax"
     rules: tuple[Rule, ...] = ()
+    multiplied: Format | None = None
 
 
 W8A8 = Recipe("w8a8")
@@ -76,8 +81,10 @@ PORTABLE = Recipe("portable", weight_observer="pairsafe")
 
 W4A8 = Recipe("w4a8", weights=INT4.narrow)
 W3A8 = Recipe("w3a8", weights=INT3.narrow)
+W4A4 = Recipe("w4a4", weights=INT4.narrow, weight_observer="mse", activation_observer="mse", multiplied=UINT4)
+"""Four bits on both sides of every product but the model's input, to be fine-tuned; what is only added keeps its 8 bits."""
 
-RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, W4A8, W3A8, PORTABLE)}
+RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, W4A8, W3A8, W4A4, PORTABLE)}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -100,12 +107,13 @@ def _from_file(path: Path) -> Recipe:
     rules = document.get("rules", [])
     if not isinstance(rules, list):
         raise UsageError(f"the recipe {path}: rules is {rules!r}; it needs a list of rules, each with a `match`")
-    given: dict[str, Any] = {k: _format(path, k, document[k]) for k in ("weights", "activations") if k in document}
+    formats = ("weights", "activations", "multiplied")
+    given: dict[str, Any] = {k: _format(path, k, document[k]) for k in formats if k in document}
     given |= {k: _text(path, k, document[k]) for k in ("name", "weight_observer", "activation_observer") if k in document}
     return Recipe(**{"name": path.stem, **given}, rules=tuple(_rule(path, rule) for rule in rules))
 
 
-_FIELDS = ("name", "weights", "activations", "weight_observer", "activation_observer", "rules")
+_FIELDS = ("name", "weights", "activations", "multiplied", "weight_observer", "activation_observer", "rules")
 
 
 def _table(what: str, fields: Any, allowed: tuple[str, ...]) -> dict[str, Any]:

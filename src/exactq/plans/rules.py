@@ -72,6 +72,7 @@ Rule = Computes | Makes | Passes | Activates
 class Ability:
     """A target on one instruction set: its operators, the formats its kernels take, and whether int16 pairs saturate.
 
+    `narrow` are formats of activations that kernels read, and whose ends the target's files put behind the kernel before.
     `bias` is the format in which kernels add a bias to their products, on the products' grid; None where they add the real.
     `pairs` is the weight observer that certifies the pairs which these kernels form.
     """
@@ -90,4 +91,5 @@ class Ability:
     """Whether kernels with such a format also take the real bias, and round it themselves."""
     weight_zeros: bool = False
     """Whether kernels take weights on grids whose zero is not 0."""
+    narrow: tuple[Format, ...] = ()
     pairs: str = "pairsafe"

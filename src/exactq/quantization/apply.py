@@ -93,11 +93,12 @@ class _Layer:
     bias: str | None
 
 
-def apply(graph: Graph, plan: Plan, states: Mapping[str, Any]) -> Applied:
+def apply(graph: Graph, plan: Plan, states: Mapping[str, Any], *, given: Mapping[str, Grid] | None = None) -> Applied:
     """The float graph on the plan's grids; `states` is what `calibrate` returned for this very graph and plan.
 
-    The plan has to fit the graph (`quantization.fit.plan_fits`). Raises `ModelError` for weights that have no grid, and
-    `UsageError` for a given grid on which the accumulator could overflow.
+    A weight in `given` lives on that grid, whatever the plan's observer would say. The plan has to fit the graph
+    (`quantization.fit.plan_fits`). Raises `ModelError` for weights that have no grid, and `UsageError` for a given grid on
+    which the accumulator could overflow.
     """
     notes: list[str] = []
     edit = Edit(graph)
@@ -107,7 +108,8 @@ def apply(graph: Graph, plan: Plan, states: Mapping[str, Any]) -> Applied:
     activations = list(grids)
     found = [_layer(graph, plan, node, nodes) for node in layers(graph, plan)]
     for weight in dict.fromkeys(layer.weight for layer in found):
-        _weight(edit, nodes, plan, weight, [layer for layer in found if layer.weight == weight], grids, notes)
+        readers = [layer for layer in found if layer.weight == weight]
+        _weight(edit, nodes, plan, weight, readers, (given or {}).get(weight), grids, notes)
     for bias in dict.fromkeys(layer.bias for layer in found if layer.bias is not None):
         _bias(edit, nodes[bias], plan, [layer for layer in found if layer.bias == bias], grids)
     for name in activations:
@@ -138,6 +140,7 @@ def _weight(
     plan: Plan,
     name: str,
     readers: Sequence[_Layer],
+    given: Grid | None,
     grids: dict[str, Grid],
     notes: list[str],
 ) -> None:
@@ -146,7 +149,7 @@ def _weight(
     value = edit.tensor(node)
     if not bool(value.any()):
         notes.append(f"`{name}` is all zero: every code is zero, on a grid whose scale does not matter")
-    made = _weight_grid(name, value, slot, readers)
+    made = _weight_grid(name, value, slot, readers) if given is None else given
     for layer in readers:
         if layer.bias is None:
             continue
@@ -158,7 +161,7 @@ def _weight(
             raise UsageError(
                 f"`{name}`: with the scale {scale:g} the int32 code of `{layer.bias}` can overflow; the least is {least:g}"
             )
-        made = _weight_grid(name, value, slot, readers, floor=held.scale)
+        made = _weight_grid(name, value, slot, readers, floor=held.scale) if given is None else held
         some = f"{', '.join(map(str, raised[:5]))}{' …' if len(raised) > 5 else ''}"
         notes.append(
             f"`{name}`: the scale of {len(raised)} channel(s) ({some}) "

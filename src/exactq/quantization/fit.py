@@ -145,7 +145,7 @@ class _Fit:
 
     def _codes(self, what: str, name: str, slot: Own | Fixed) -> None:
         self._real(name)
-        _allowed(what, slot.format, self.ability.activations, self.ability)
+        _allowed(what, slot.format, (*self.ability.activations, *self.ability.narrow), self.ability)
         if isinstance(slot, Own):
             if isinstance(slot.per, PerChannel):
                 raise UsageError(f"{what} is an activation and has one scale per channel: kernels take one for the tensor")
@@ -280,8 +280,13 @@ def _allowed(what: str, fmt: Format, allowed: tuple[Format, ...], ability: Abili
 
 
 def _implies(slot: Own | Fixed, activation: fx.Node) -> bool:
-    """Whether the grid ends at the activation's bounds: one of its own range does, its zero on the lowest code."""
+    """Whether the grid ends at the activation's bounds: one of its own range does, its zero on the lowest code.
+
+    A format narrower than its storage ends behind the kernel, which so has no upper bound of its own.
+    """
     lo, hi = bounds(activation) or (-torch.inf, torch.inf)
+    if hi < torch.inf and slot.format.bits < torch.iinfo(slot.format.dtype).bits:
+        return False
     if isinstance(slot, Own):
         return not slot.symmetric and lo == 0
     made = Grid(slot.format, torch.tensor(slot.scale), torch.tensor(slot.zero, dtype=torch.int32))

@@ -203,6 +203,7 @@ class TrainingFacts:
     metric: FiniteFloat | None
     float_tuned: FiniteFloat | None
     sentence: str = ""
+    method: str = "straight_through"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from exactq.runs.wishes import Wishes, check_seed, epochs
 from exactq.runs.workplace import working
 from exactq.sources.resolve import Source
 from exactq.talk import SILENT, Talk
+from exactq.training.methods import SAYS
 from exactq.verification import Verdict, verify
 
 __all__ = ["Wishes", "open_model", "plan", "plan_rows", "quantize", "run", "short_plan_rows", "verify_run", "write_run"]
@@ -139,7 +140,8 @@ def _training(asked: Wishes, job: Job, first: Candidate) -> tuple[Wishes, Traini
         asked = replace(asked, epochs=chosen)
         training = training_for(asked, job.dataset, outputs_matter=too_far)
     count = "a stream of" if training.samples is None else f"{training.samples:,}"
-    talk.say(f"train      {training.objective.name} on {count} {training.source} samples, {chosen} epochs at most")
+    way = SAYS[training.method]
+    talk.say(f"train      {training.objective.name} on {count} {training.source} samples, {chosen} epochs at most, by {way}")
     return asked, training
 
 

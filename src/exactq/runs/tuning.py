@@ -19,10 +19,10 @@ from exactq.runs.jobs import Candidate, Job
 from exactq.runs.wishes import Wishes
 from exactq.traces import walk
 from exactq.training.courses import Course
+from exactq.training.methods import method_named
 from exactq.training.objectives import LABELS, MATCHING, OBJECTIVES, Objective
 from exactq.training.samples import batches_in, divided
 from exactq.training.simulation import Method
-from exactq.training.straight_through import straight_through
 from exactq.training.tuning import Diverged, Moment, tune
 from exactq.training.unquantized import unquantized
 
@@ -36,12 +36,16 @@ FACTS = "training.json"
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained on, towards what, and how; `source` says which of the dataset's samples these are."""
+    """What is trained on, towards what, and how; `source` says which of the dataset's samples these are.
+
+    `method` is a name of `training.methods.METHODS`.
+    """
 
     split: Split
     source: str
     objective: Objective
     course: Course
+    method: str
 
     @property
     def samples(self) -> int | None:
@@ -72,7 +76,7 @@ def training_for(asked: Wishes, dataset: Dataset, *, outputs_matter: bool) -> Tr
         objective = MATCHING if outputs_matter else OBJECTIVES["distillation"]
     epochs = asked.epochs or _epochs(split)
     course = Course(epochs=epochs, patience=PATIENCE, seed=asked.seed, threads=torch.get_num_threads())
-    return Training(split, source, objective, course)
+    return Training(split, source, objective, course, asked.method)
 
 
 def _epochs(split: Split) -> int:
@@ -86,7 +90,8 @@ def trained(job: Job, first: Candidate, training: Training) -> Trained:
 
     A training that diverges is no error of the run: the model comes back as it was, and the facts say why.
     """
-    return _stage(job, first, training, straight_through, name="tuned", bar="train")
+    method = method_named(training.method, first.quantized.lower)
+    return _stage(job, first, training, method, name="tuned", bar="train")
 
 
 def float_twin(job: Job, first: Candidate, training: Training) -> Run | None:
@@ -103,7 +108,9 @@ def float_twin(job: Job, first: Candidate, training: Training) -> Run | None:
 def _stage(job: Job, first: Candidate, training: Training, method: Method, *, name: str, bar: str) -> Trained:
     course, split, metric, work = training.course, training.split, job.metric, job.work
     weights = cache.digest(first.quantized.float_graph.constants)
-    key = cache.key(first.artifact, weights, repr(course), training.objective.name, metric.name, fingerprint(split))
+    key = cache.key(
+        training.method, first.artifact, weights, repr(course), training.objective.name, metric.name, fingerprint(split)
+    )
 
     def watch(model: Run, held: Split) -> float:
         return measure(metric, model, held, reference=job.float_model)
@@ -126,9 +133,10 @@ def _stage(job: Job, first: Candidate, training: Training, method: Method, *, na
             except Diverged as error:
                 failed = str(error)
         made.save(folder)
-        described = {"objective": training.objective.name, "data": training.source, "samples": training.samples}
+        described = {"method": training.method, "objective": training.objective.name, "data": training.source}
         settings = {"epochs": course.epochs, "batch": course.batch, "rate": course.rate, "held_out": course.held_out}
-        write_json(folder / FACTS, {**described, **settings, "best": best, "history": history, "failed": failed})
+        facts = {**described, "samples": training.samples, **settings, "best": best, "history": history, "failed": failed}
+        write_json(folder / FACTS, facts)
 
     return work.stage(name, key, job.dataset, make, lambda folder: Trained(load(folder), read_json(folder / FACTS)))
 

@@ -14,10 +14,12 @@ from exactq.metrics import metric_named
 from exactq.plans.plan import Plan
 from exactq.plans.recipes import recipe_named
 from exactq.targets import target_named
+from exactq.training.methods import METHODS
 from exactq.training.objectives import OBJECTIVES
 
 MAX_DROP = 0.005
 RECIPE = "w8a8"
+METHOD = "straight_through"
 TRAIN = {
     "auto": "fine-tune where the accuracy budget is exceeded",
     "never": "leave the model as it was quantized",
@@ -54,6 +56,7 @@ class Wishes:
     epochs: int | None = None
     train_samples: int = TRAIN_SAMPLES
     objective: str | None = None
+    method: str = METHOD
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
@@ -72,6 +75,8 @@ class Wishes:
                 raise UsageError(f"{flag} is {count}; it needs a whole number from 1 up, like {like}")
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise unknown("objective", self.objective, OBJECTIVES)
+        if self.method not in METHODS:
+            raise unknown("method of training", self.method, METHODS)
         target_named(self.target)
         if self.recipe is not None:
             recipe_named(self.recipe)

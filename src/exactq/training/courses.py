@@ -1,6 +1,6 @@
 """How long, how fast and with what: the settings of a training, and the rate of each step.
 
-rate(t) = r · min(1, (t + 1)/R) · (1 + cos(π·t/T))/2 for step t of T, the first R = ⌈T/20⌉ of which rise.
+rate(t) = r · min(1, (t + 1)/R) · (1 + cos(π·t/T))/2 for step t of T, the first R = ⌈w·T⌉ of which rise, w the warm-up.
 
 The rate is in units of each tensor: u is a weight's mean grid step, for that is what rounding sees (2-bit weights need larger
 changes than 8-bit ones before any code changes), and folded normalisations, w' = w·γ/σ, leave layers of any size behind. AdamW
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from exactq.errors import UsageError, unknown
 
-_RISE, _FASTEST = 20, 1000
+WARMUP, _FASTEST = 0.05, 1000
 
 OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, float]], torch.optim.Optimizer]] = {
     "adamw": lambda tensors, units: torch.optim.AdamW(_groups(tensors, units, power=1), weight_decay=0.0),
@@ -45,8 +45,8 @@ class Course:
 
     `batch` holds for data that is fetched by index, streams bring their own. `rate` is the highest rate, in units of each
     tensor; `clip` is the largest norm of a gradient. `held_out` is the share of the data that is not trained on but
-    chooses the best epoch; training ends early after `patience` epochs without a better one. `threads` are torch's while
-    training: another number rounds sums differently. Raises `UsageError`.
+    chooses the best epoch; training ends early after `patience` epochs without a better one. `warmup` is the share of the steps
+    in which the rate rises. `threads` are torch's while training: another number rounds sums differently. Raises `UsageError`.
     """
 
     epochs: int = 10
@@ -56,6 +56,7 @@ class Course:
     clip: float = 1.0
     held_out: float = 0.1
     patience: int | None = None
+    warmup: float = WARMUP
     seed: int = 0
     threads: int = 1
 
@@ -69,17 +70,19 @@ class Course:
             raise UsageError(f"clip is {self.clip}; it needs a finite number above 0")
         if not 0 <= self.held_out < 1:
             raise UsageError(f"held_out is {self.held_out}; it needs a share from 0 up and below 1, like 0.1")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is {self.warmup}; it needs a share from 0 up and below 1, like {WARMUP}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; it needs a whole number from 0 to {2**32 - 1}")
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
 
 
-def rate_at(step: int, steps: int, highest: float) -> float:
+def rate_at(step: int, steps: int, highest: float, warmup: float = WARMUP) -> float:
     """The rate of step number `step` (from 0) of `steps`.
 
     >>> [round(rate_at(t, 40, 1.0), 3) for t in (0, 1, 20, 39)]
     [0.5, 0.998, 0.5, 0.002]
     """
-    rise = math.ceil(steps / _RISE)
+    rise = max(1, math.ceil(round(warmup * steps, 6)))  # 0.05·140 is 7.000000000000001
     return highest * min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2

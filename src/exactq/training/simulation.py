@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -60,33 +61,51 @@ class Passed:
     values: Mapping[str, Tensor]
 
 
+class Forward(Protocol):
+    """A forward pass that is differentiable in `state.trained`.
+
+    `keep` names values to hand out: `relu` as it was computed, `relu/real` on its grid. Tensors in `given` take the places of
+    the values of their names; gradients are those of what was computed there.
+    """
+
+    def __call__(
+        self, state: State, inputs: Sequence[Tensor], keep: Collection[str] = (), given: Mapping[str, Tensor] | None = None
+    ) -> Passed:
+        """The pass."""
+
+
 @dataclass(frozen=True)
 class Finished:
-    """What training made: every trained constant, and the grid of each activation."""
+    """What training made: every trained constant, and the grid of each activation.
+
+    `weights` are the grids of those weights for which the plan's observer is not asked again.
+    """
 
     constants: Mapping[str, Tensor]
     grids: Mapping[str, Grid]
+    weights: Mapping[str, Grid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Simulation:
     """One way to train through rounding, for one model.
 
-    `begin()` is the state before the first step. `forward(state, inputs, keep)` is differentiable in `state.trained`; `keep`
-    names values to hand out: `relu` as it was computed, `relu/real` on its grid. `advance(state, values, step, share)` is the
+    `begin()` is the state before the first step, `forward` the model in a state. `advance(state, values, step, share)` is the
     state for step number `step`, `share` (0 to 1) of training being done; it reads the values in `watched`. `settle(state)` is
     the state as it would be deployed; measure that one. `units(state)` says of each trained tensor what a small change is.
-    `finish(state)` is what the deployed model is made of.
+    `grids(state)` are those of all activations and weights. `finish(state)` is what the deployed model is made of.
 
-    Learned step sizes are a `begin` with more in `trained` and a `forward` that reads them; training through a runtime's own
-    kernels is another `forward`.
+    Learned steps are a `begin` with more in `trained` and `grids` that read them; training through a runtime's own kernels is
+    another `forward`. `name` tells the states of two ways of training apart.
     """
 
+    name: str
     begin: Callable[[], State]
-    forward: Callable[[State, Sequence[Tensor], Collection[str]], Passed]
+    forward: Forward
     advance: Callable[[State, Mapping[str, Tensor], int, float], State]
     settle: Callable[[State], State]
     units: Callable[[State], Mapping[str, float]]
+    grids: Callable[[State], Mapping[str, Grid]]
     finish: Callable[[State], Finished]
     watched: frozenset[str] = frozenset()
 

@@ -119,7 +119,7 @@ def tune(
     state_path: Path | None = None,
     save_every: int = 100,
 ) -> Tuned[Q]:
-    """`quantized` with weights and biases trained on its grids; plan, names and observers are the same.
+    """`quantized` with weights and biases, and with some methods the grids, trained; plan, names and observers are the same.
 
     An epoch is scored by `evaluate(run)`, more is better, or by the negative loss on what the course holds out; `watch(run,
     held)` finds one more number on the latter, for people. With `state_path` the state is written there every `save_every`
@@ -136,10 +136,17 @@ def tune(
         raise UsageError("held_out is 0, so nothing chooses the best epoch: hold a share out, or give `evaluate`")
     with _surroundings(course):
         loop = _Loop(start, method(start), course, objective, train, held, evaluate, watch)
-        loop.resume(state_path, _job(start, course, objective, train) if state_path is not None else "")
+        job = _job(start, loop.simulation, course, objective, train) if state_path is not None else ""
+        loop.resume(state_path, job)
         loop.run(progress, save_every)
-    note = f"weights and biases were fine-tuned on the plan's grids by {objective.name}: epoch {loop.best} of {course.epochs}"
-    model = deployed(quantized, loop.simulation.finish(loop.best_state), *([note] if loop.best else []))
+    finished = loop.simulation.finish(loop.best_state)
+    what = (
+        "weights, biases and grids were fine-tuned"
+        if finished.weights
+        else "weights and biases were fine-tuned on the plan's grids"
+    )
+    note = f"{what} by {objective.name}: epoch {loop.best} of {course.epochs}"
+    model = deployed(quantized, finished, *([note] if loop.best else []))
     return Tuned(model, tuple(loop.history), loop.best)
 
 
@@ -160,7 +167,7 @@ def deployed(quantized: Q, finished: Finished, *notes: str) -> Q:
         if node.op == "get_attr" and (value := finished.constants.get(edit.value(node))) is not None:
             edit.set_constant(node, value)
     graph = edit.freeze()
-    applied = apply(graph, pinned(quantized.plan, graph, finished.grids), {})
+    applied = apply(graph, pinned(quantized.plan, graph, finished.grids), {}, given=finished.weights)
     changes: dict[str, Any] = {"float_graph": graph, "graph": applied.graph, "notes": (*applied.notes, *notes)}
     return replace(quantized, **changes)
 
@@ -230,7 +237,7 @@ class _Loop:
                     self.done += 1
                     continue
                 step = self.epoch * self.per_epoch + self.done
-                rate = rate_at(step, self.steps, self.course.rate)
+                rate = rate_at(step, self.steps, self.course.rate, self.course.warmup)
                 loss = self._step(batch, step, rate)
                 if (step + 1) % save_every == 0 or perf_counter() - self.saved > SAVE_SECONDS:
                     self._save()
@@ -247,7 +254,7 @@ class _Loop:
             self._score(mean)
             if progress is not None:
                 at, line = self.epoch * self.per_epoch, self.history[-1]
-                rate = rate_at(at - 1, self.steps, self.course.rate)
+                rate = rate_at(at - 1, self.steps, self.course.rate, self.course.warmup)
                 progress(Moment(at, self.steps, self.epoch, mean, rate, line.score, line.metric))
 
     def _tired(self) -> bool:
@@ -366,12 +373,13 @@ def _features(start: Start) -> tuple[str, ...]:
     return tuple(name for name, slot in start.plan.slots.items() if isinstance(slot, Own) and name in calls)
 
 
-def _job(start: Start, course: Course, objective: Objective, train: Split) -> str:
-    """The hash of what a training depends on: weights, grids, plan, settings, the first batch and the number of samples."""
+def _job(start: Start, simulation: Simulation, course: Course, objective: Objective, train: Split) -> str:
+    """The hash of what a training depends on: weights, grids, plan, way, settings, first batch and number of samples."""
     tensors = dict(start.trained)
     for name, at in start.grids.items():
         tensors |= {f"{name}/scale": at.scale, f"{name}/zero": at.zero}
-    return cache.key(cache.digest(tensors), fingerprint(train), repr(course), objective.name, document.to_yaml(start.plan))
+    settings = (simulation.name, repr(course), objective.name, document.to_yaml(start.plan))
+    return cache.key(cache.digest(tensors), fingerprint(train), *settings)
 
 
 @contextmanager

@@ -28,7 +28,9 @@ def unquantized(start: Start) -> Simulation:
     def begin() -> State:
         return State({name: value.detach().clone().requires_grad_() for name, value in start.trained.items()}, {})
 
-    def forward(state: State, inputs: Sequence[Tensor], keep: Collection[str] = ()) -> Passed:
+    def forward(
+        state: State, inputs: Sequence[Tensor], keep: Collection[str] = (), given: Mapping[str, Tensor] | None = None
+    ) -> Passed:
         kept: dict[str, Tensor] = {}
 
         def see(step: Step, value: Tensor) -> None:
@@ -44,4 +46,13 @@ def unquantized(start: Start) -> Simulation:
     def finish(state: State) -> Finished:
         return Finished({name: value.detach().clone() for name, value in state.trained.items()}, start.grids)
 
-    return Simulation(begin, forward, lambda state, values, step, share: state, lambda state: state, units, finish)
+    return Simulation(
+        "unquantized",
+        begin,
+        forward,
+        advance=lambda state, values, step, share: state,
+        settle=lambda state: state,
+        units=units,
+        grids=lambda state: start.grids,
+        finish=finish,
+    )

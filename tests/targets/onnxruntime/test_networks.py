@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from tests.golden.onnxruntime.networks import HERE, RECIPES, SHAPES, digest, images, quantized
+from tests.targets.networks import EXAMPLES, WHOLE, Example, batch
+from tests.targets.networks import quantized as network
 
 import exactq
 from exactq.datasets.cifar10 import cifar10
 from exactq.graphs.qdq import CODES
 from exactq.kernels.mlas import ISAS
 from exactq.models.catalog import MODELS
+from exactq.plans.plan import Same
 from exactq.sources import weights
 from exactq.targets.onnxruntime import ONNXRUNTIME
 from exactq.traces import trace
@@ -52,6 +55,31 @@ def test_full_range_weights_give_other_integers_without_vnni_and_pair_safe_weigh
         differ = [t for t in vnni[full]["tensors"] if avx2[full]["tensors"][t] != vnni[full]["tensors"][t]]
         assert differ, name
         assert avx2[portable] == vnni[portable]
+
+
+NARROW = [e for e in WHOLE if e.integers]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    "example", [e if e in NARROW[:4] else pytest.param(e, marks=pytest.mark.slow) for e in NARROW], ids=lambda e: e.name
+)
+def test_codes_of_four_bits_are_bounded_in_the_file_and_verified(example: Example) -> None:
+    made = network(example, recipe="w4a4")
+    verdict = exactq.verify(made, [batch(example, size, size, 1.5) for size in (1, 2, 64)], inputs=67)
+    assert (verdict.mismatches, verdict.unverified) == (0, ()), verdict
+    narrow = [name for name, at in made.grids.items() if not at.format.signed and at.format.hi == 15]
+    moved = [n for n in narrow if isinstance(made.plan.slots[n], Same)]
+    assert verdict.operators.get("Clip", 0) == len(narrow) - len(moved)
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ONNXRUNTIME.ability("avx2").operators)
+def test_every_kernel_reads_and_makes_codes_of_four_bits(operator: str) -> None:
+    for example in EXAMPLES[operator]:
+        verdict = exactq.verify(network(example, recipe="w4a4"), [batch(example, 64, 3, 1.5)], inputs=64)
+        assert verdict.mismatches == 0, (example.name, verdict)
 
 
 @pytest.mark.runtime

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
@@ -21,11 +22,14 @@ from exactq.errors import TargetError
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import example_inputs, fake_values, is_compute, program
 from exactq.graphs.qdq import CODES, REAL, QuantizeNode, read_dequantize, read_quantize
+from exactq.numerics.requantization import stored
 from exactq.targets.onnxruntime.operators import MOVES, OPERATORS, OPSET, ROWS, Decoded, Sheet
 from exactq.targets.onnxruntime.translate import translate
 from exactq.traces import walk
 
 IR_VERSION = 10
+STORED = "stored"
+"""What a file calls codes before they are bounded to a format narrower than its storage."""
 
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -200,8 +204,14 @@ class _Writer:
         base = name.removesuffix(CODES)
         scale = self.sheet.constant(f"{base}/scale", q.grid.scale.numpy())
         zero = self.sheet.constant(f"{base}/zero", q.grid.zero.to(q.grid.format.dtype).numpy())
-        self.sheet.as_rows("QuantizeLinear", [self.names[source], scale, zero], name)
-        self.sheet.shaped(name)
+        fmt = q.grid.format
+        made = name if stored(q.grid).format == fmt else f"{name}/{STORED}"
+        self.sheet.sizes[made] = self.sheet.sizes[name]
+        self.sheet.as_rows("QuantizeLinear", [self.names[source], scale, zero], made)
+        self.sheet.shaped(made)
+        if made != name:  # QuantizeLinear saturates where uint8 ends, and no earlier
+            bounds = [self.sheet.constant(f"{base}/{end}", np.uint8(n)) for end, n in (("lo", fmt.lo), ("hi", fmt.hi))]
+            self.sheet.add("Clip", [made, *bounds], name)
 
     def _dequantize(self, node: fx.Node, dq: QuantizeNode) -> None:
         codes = self.names[dq.source]

@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from exactq.graphs.graph import Graph, constant, op_name
 from exactq.graphs.programs import bind
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
-from exactq.kernels.anatomy import Anatomy, Moved
+from exactq.kernels.anatomy import Anatomy, Moved, bounded
 from exactq.kernels.mlas import ANATOMIES, KERNELS, dequantize_linear
-from exactq.numerics.formats import Grid
+from exactq.numerics.formats import Format, Grid
+from exactq.numerics.requantization import stored
 from exactq.targets.lowering import Operand, folded, mark_inexact, operand, rounds_once
 from exactq.targets.onnxruntime.operators import MOVES
 from exactq.traces import Program, Step
@@ -62,23 +63,28 @@ def _inexact(op: str) -> str:
 
 
 def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, isa: str) -> Step:
-    """The step that makes these codes: one integer kernel where the runtime has one, QuantizeLinear on the real otherwise."""
+    """The step that makes these codes: one integer kernel where the runtime has one, QuantizeLinear on the real otherwise.
+
+    Codes narrower than their storage are bounded behind it.
+    """
     name, root = graph.name(node), q.source
     if (moved := _moved(graph, name, q)) is not None:
         return moved
-    source = q.source
+    source, y = q.source, stored(q.grid)
     if op_name(root) in ("aten.relu", "aten.clamp") and len(root.users) == 1:
         behind = root.all_input_nodes[0]
         makes = behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None
-        if makes and implied(root, q.grid):
+        if makes and implied(root, y):
             root = behind
-        elif removed(root, q.grid):
+        elif removed(root, y):
             source = behind
     maker = _KERNELS.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
-    made = maker(graph, root, q.grid, isa) if maker is not None else None
+    made = maker(graph, root, y, isa) if maker is not None else None
     covers: tuple[str, ...] = (graph.name(root),) if root is q.source else (graph.name(root), graph.name(q.source))
     if made is None:
-        made, covers = _made("quantize_linear", (graph.name(source),), q.grid), ()
+        made, covers = _made("quantize_linear", (graph.name(source),), y), ()
+    if y.format != q.grid.format:
+        made = _bounded(made, q.grid.format)
     return Step(name, made.run, made.reads, f"mlas.{made.kernel}", q.grid, covers=covers, anatomy=made.anatomy)
 
 
@@ -162,6 +168,15 @@ class Made:
 
 def _made(kernel: str, reads: tuple[str, ...], /, *constants: Any, **options: Any) -> Made:
     return Made(KERNELS[kernel](*constants, **options), ANATOMIES[kernel](*constants, **options), reads, kernel)
+
+
+def _bounded(made: Made, fmt: Format) -> Made:
+    """The kernel and the Clip of its codes behind it."""
+
+    def run(*codes: Tensor) -> Tensor:
+        return made.run(*codes).clamp(fmt.lo, fmt.hi)
+
+    return replace(made, run=run, anatomy=bounded(made.anatomy, fmt.lo, fmt.hi), kernel=f"{made.kernel} and clip")
 
 
 Maker = Callable[[Graph, fx.Node, Grid, str], Made | None]

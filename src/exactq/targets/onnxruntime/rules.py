@@ -10,7 +10,7 @@ from torch import fx
 
 from exactq.graphs.graph import op_name
 from exactq.kernels.mlas import SATURATES
-from exactq.numerics.formats import INT2, INT3, INT4, INT8, UINT8
+from exactq.numerics.formats import INT2, INT3, INT4, INT8, UINT4, UINT8
 from exactq.plans.rules import Ability, Activates, Computes, Makes, Passes, Rule
 
 NAME = "onnxruntime"
@@ -120,6 +120,7 @@ def ability(isa: str) -> Ability:
         saturates=SATURATES[isa],
         saturation_source="core/mlas/lib/x86_64/QgemmU8X8KernelAvx2.S: vpmaddubsw adds two products in a saturating int16",
         stored_bits={2: 8, 3: 8, 4: 8},
+        narrow=(UINT4,),  # uint8 behind a Clip of the codes (core/providers/cpu/math/clip.cc takes uint8)
     )
 
 
