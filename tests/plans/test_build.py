@@ -184,7 +184,7 @@ def test_what_layers_multiply_with_may_be_narrower_than_what_is_added() -> None:
     plan = plan_graph(graph_of("residual"), recipe="w4a4")
     formats = {name: slot.format for name, slot in plan.slots.items() if isinstance(slot, Own)}
     assert {n: f for n, f in formats.items() if not n.endswith("weight")} == {
-        "x": UINT8,
+        "inputs_0": UINT8,
         "relu": UINT4,
         "relu_1": UINT4,
         "b": UINT8,
