@@ -6,7 +6,7 @@ import copy
 
 import torch
 import torch.ao.quantization as tq
-from tests.conversion.public_cases import on_engine
+from examples.pytorch_issues import on_engine
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from examples import pytorch_issues
+from examples.pytorch_issues import Case
 
 import exactq
 from exactq.difference import Cause, Diff
-
-from . import public_cases
-from .public_cases import Case
 
 LAST_BITS = {Cause.MULTIPLIER, Cause.ORDER}
 ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
@@ -19,8 +18,8 @@ ENGINES = ("fbgemm", "onednn", "qnnpack", "x86")
 @cache
 def found(make: str, engine: str, version: int | None = None) -> Diff:
     """The trained module beside PyTorch's own conversion of it."""
-    case: Case = getattr(public_cases, make)(engine, **({} if version is None else {"version": version}))
-    with public_cases.on_engine(engine):
+    case: Case = getattr(pytorch_issues, make)(engine, **({} if version is None else {"version": version}))
+    with pytorch_issues.on_engine(engine):
         return exactq.diff(case.prepared, case.converted, [case.inputs], inputs=len(case.inputs[0]))
 
 
@@ -86,8 +85,8 @@ def test_108639_on_qnnpack_rounding_the_bias_is_the_second_cause() -> None:
 @slow
 @pytest.mark.runtime
 def test_108639_on_onednn_pairs_saturate_where_the_machine_has_no_vnni() -> None:
-    case = public_cases.spiral("onednn", version=0)
-    with public_cases.on_engine("onednn"):
+    case = pytorch_issues.spiral("onednn", version=0)
+    with pytorch_issues.on_engine("onednn"):
         deployed = exactq.convert(case.converted, case.inputs, target="onednn@avx2")
         result = exactq.diff(case.prepared, deployed, [case.inputs], inputs=6000)
     assert causes(result)[0] is Cause.PAIRS

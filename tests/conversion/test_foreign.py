@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.ao.quantization as tq
+from examples.pytorch_issues import Pointwise, on_engine
 from tests.conversion.networks import converted, images, prepared
-from tests.conversion.public_cases import Pointwise, on_engine
 from torch import Tensor, nn
 from torch.ao.quantization._learnable_fake_quantize import _LearnableFakeQuantize
 

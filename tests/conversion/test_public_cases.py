@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 import torch
-from tests.conversion import public_cases
-from tests.conversion.public_cases import Case, on_engine
+from examples import pytorch_issues
+from examples.pytorch_issues import Case, on_engine
 
 from exactq.conversion import Foreign, foreign
 from exactq.verification import verify
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.runtime
 
 @cache
 def spiral(engine: str, version: int) -> Case:
-    return public_cases.spiral(engine, version=version)
+    return pytorch_issues.spiral(engine, version=version)
 
 
 def outcome(case: Case, target: str | None = None) -> tuple[int, int, Foreign]:
@@ -40,7 +40,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("engine", ["fbgemm", pytest.param("x86", marks=SLOW), pytest.param("qnnpack", marks=SLOW)])
 def test_95785_the_ramp(engine: str) -> None:
-    case = public_cases.ramp(engine)
+    case = pytorch_issues.ramp(engine)
     with torch.no_grad(), on_engine(engine):
         row, wrong = ((m(*case.inputs)[0, 0, 0] * 255).round().int().tolist() for m in (case.prepared, case.converted))
     assert row == list(range(256))
@@ -54,7 +54,7 @@ def test_95785_the_ramp(engine: str) -> None:
 
 
 def test_95785_on_an_engine_that_takes_no_affine_weights_says_so() -> None:
-    case = public_cases.ramp("onednn")
+    case = pytorch_issues.ramp("onednn")
     with on_engine("onednn"), pytest.raises(Exception, match=r"zero is -128.*choose the target fbgemm, x86 or qnnpack"):
         foreign(case.prepared, case.inputs)
 
@@ -69,7 +69,7 @@ def test_95785_on_an_engine_that_takes_no_affine_weights_says_so() -> None:
     ],
 )
 def test_88800_the_image(engine: str, target: str | None, share: float) -> None:
-    case = public_cases.pointwise(engine)
+    case = pytorch_issues.pointwise(engine)
     before, after, theirs = outcome(case, target)
     assert before / case.inputs[0].numel() == pytest.approx(share, abs=0.01)
     assert after == 0
@@ -80,7 +80,7 @@ def test_88800_the_image(engine: str, target: str | None, share: float) -> None:
 
 
 def test_88800_an_int32_bias_leaves_ties() -> None:
-    _, after, theirs = outcome(public_cases.pointwise("qnnpack"))
+    _, after, theirs = outcome(pytorch_issues.pointwise("qnnpack"))
     assert 0 < after < 0.002 * 150528  # QNNPACK rounds the bias to int32, whatever the grids are
     assert any("rounds each bias" in note for note in theirs.quantized.notes)
 
@@ -95,8 +95,20 @@ def test_108639_the_spiral(engine: str, target: str | None, version: int) -> Non
 
 
 def test_108639_seven_bits_clamped_in_training_alone() -> None:
-    case = public_cases.spiral("fbgemm", version=0, steps=60)
+    case = pytorch_issues.spiral("fbgemm", version=0, steps=60)
     before, after, theirs = outcome(case)
     assert before > 0
     assert after == 0
     assert theirs.jumps == ()  # the grids are the same: what jumps is the clamp at 127
+
+
+def test_the_example_says_how_far_a_case_jumps_why_and_where_it_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pytorch_issues.py", "95785", "--engine", "onednn"])
+    pytorch_issues.main()
+    told = capsys.readouterr().out
+    assert "1,536 of 3,072 outputs differ after torch.ao.quantization.convert" in told
+    assert "different weight grid" in told
+    assert "not on onednn: `conv.weight` is on a grid whose zero is -128" in told
+    assert "deployed on x86 by exactq.convert: 0 of 3,072 outputs differ" in told

@@ -1,12 +1,17 @@
-"""Three models of PyTorch's issue tracker whose outputs jump when they are converted, built from what the issues describe.
+"""Three models of PyTorch's issue tracker whose outputs jump when they are converted: why, and deployed as they were trained.
 
-Each function gives the prepared model as it was trained, what `torch.ao.quantization.convert` makes of it, and inputs.
+    python examples/pytorch_issues.py [95785|88800|108639 ...] [--engine fbgemm|x86|onednn|qnnpack] [--version 0|1]
+
+Each function gives the prepared model as it was trained, what `torch.ao.quantization.convert` makes of it, and inputs; the
+models are written from what the issues describe. Version 1 is PyTorch's fused fake quantization, its default; 0 the older one.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -128,3 +133,50 @@ def spiral(engine: str, *, version: int = 1, steps: int = 150) -> Case:
             optimizer.step()
         prepared.eval().apply(tq.disable_observer)
         return _case("#108639", engine, prepared, (x,))
+
+
+CASES: dict[str, Callable[..., Case]] = {"95785": ramp, "88800": pointwise, "108639": spiral}
+
+
+def main() -> None:
+    """Print of each case how far it jumps, why, and what is left of it once it is deployed with the grids of its training."""
+    import exactq
+    from exactq.conversion import foreign
+    from exactq.errors import ModelError
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="NUMBER", help=f"{', '.join(CASES)}; all without one")
+    parser.add_argument("--engine", default="fbgemm", choices=["fbgemm", "x86", "onednn", "qnnpack"])
+    parser.add_argument("--version", type=int, default=1, choices=[0, 1])
+    asked = parser.parse_args()
+    for number in asked.cases or CASES:
+        if number not in CASES:
+            parser.error(f"there is no case '{number}': {', '.join(CASES)}")
+        version = {} if number == "95785" else {"version": asked.version}
+        case = CASES[number](asked.engine, **version)
+        with on_engine(asked.engine), torch.no_grad():
+            trained, converted = case.prepared(*case.inputs), case.converted(*case.inputs)
+            print(f"{case.name} on {asked.engine}: {count(trained, converted)} differ after torch.ao.quantization.convert\n")
+            print(exactq.diff(case.prepared, case.converted, [case.inputs], inputs=len(case.inputs[0])))
+            for target in dict.fromkeys((asked.engine, "x86", "fbgemm")):
+                try:
+                    repaired = foreign(case.prepared, case.inputs, target=target).quantized
+                except ModelError as error:
+                    print(f"\nnot on {target}: {error}")
+                    continue
+                (deployed,) = repaired.target.open(repaired.artifact()).run(case.inputs)
+                print(f"\n{case.name}, deployed on {target} by exactq.convert: {count(trained, deployed)} differ")
+                print("".join(f"  {note}\n" for note in repaired.notes), end="")
+                if torch.equal(trained, deployed):
+                    break
+        print()
+
+
+def count(a: Tensor, b: Tensor) -> str:
+    """How many outputs differ, of how many."""
+    return f"{int((a != b).sum()):,} of {a.numel():,} outputs"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # torch.ao says at every step that it will be removed
+    main()
