@@ -17,6 +17,7 @@ from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.conversion import Foreign, foreign, is_foreign
+from exactq.conversion.files import open_file
 from exactq.conversion.prepared import is_prepared
 from exactq.difference import Diff, Execution, execution, observed, prepared
 from exactq.difference import diff as diff_executions
@@ -166,6 +167,13 @@ def given_plan(plan: Plan | str | Path) -> Plan:
     return document.from_yaml(text, str(plan))
 
 
+def opened(quantized: Quantized | str | Path) -> Quantized:
+    """A quantized model as it is, from the folder it was saved in, or from a file of PyTorch's engines that exactq wrote."""
+    if isinstance(quantized, Quantized):
+        return quantized
+    return open_file(Path(quantized)) if Path(quantized).is_file() else load(quantized)
+
+
 def as_tuple(batch: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A batch as the tuple of the model's inputs."""
     return (batch,) if isinstance(batch, Tensor) else tuple(batch)
@@ -195,7 +203,7 @@ def verify(
     """
     rows = map(as_tuple, batches)
     if not isinstance(quantized, nn.Module):
-        made = quantized if isinstance(quantized, Quantized) else load(quantized)
+        made = opened(quantized)
         return verify_quantized(made, rows, inputs=inputs)
     first = next(rows, None)
     if first is None:
@@ -227,7 +235,7 @@ def bench(
     `batch` and `threads` are the sizes to measure, each with each, for about `seconds` a case; without `batch` one sample.
     `data` gives batches of inputs, of which the first samples are taken; without it inputs are noise.
     """
-    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    made = opened(quantized)
     settings = Settings(tuple(batch), tuple(threads), seconds)
     return bench_quantized(made, settings, data=None if data is None else map(as_tuple, data))
 
@@ -250,7 +258,7 @@ def explain(
             raise UsageError("a module that others quantized is traced on its inputs: give inputs=")
         made = foreign(quantized, as_tuple(inputs)).quantized
     else:
-        made = quantized if isinstance(quantized, Quantized) else load(quantized)
+        made = opened(quantized)
     return explain_element(made, node, at, None if inputs is None else as_tuple(inputs), isa=isa)
 
 
@@ -259,7 +267,7 @@ def explain_biases(quantized: Quantized | str | Path, node: str | None = None, *
 
     Where the target keeps biases in float, it says so, and what int32 biases would cost.
     """
-    made = quantized if isinstance(quantized, Quantized) else load(quantized)
+    made = opened(quantized)
     return explain_all_biases(made, node, isa=isa)
 
 
@@ -288,7 +296,7 @@ def executed(given: Executed, example_inputs: Sequence[Tensor]) -> Execution:
     if isinstance(given, nn.Module):
         return _module(given, example_inputs)
     model, way = given if isinstance(given, tuple) else (given, "emulator")
-    return execution(model if isinstance(model, Quantized) else load(model), way)
+    return execution(opened(model), way)
 
 
 def _module(model: nn.Module, example_inputs: Sequence[Tensor]) -> Execution:

@@ -10,7 +10,7 @@ from exactq.cli.options import Data, InputShape, Json, Seed, whole
 
 
 def diff(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or file.py:factory.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a .safetensors file, or file.py:factory.")],
     other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="Another of the same model.")] = None,
     *,
     ways: Annotated[

@@ -18,7 +18,7 @@ def _index(text: str) -> tuple[int, ...]:
 
 
 def explain(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a .safetensors file of PyTorch's engines.")],
     node: Annotated[str | None, typer.Argument(metavar="[NODE]", help="A value of the plan, such as layer1.0.conv1.")] = None,
     *,
     at: Annotated[str | None, typer.Option(metavar="INDEX", help="Which element, like 0,3,5,5: the batch first.")] = None,

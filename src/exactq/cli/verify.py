@@ -10,7 +10,7 @@ from exactq.cli.options import Data, Json, Seed, whole
 
 
 def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a .safetensors file of PyTorch's engines.")],
     *,
     data: Data = None,
     inputs: Annotated[int, typer.Option(metavar="N", parser=whole("--inputs"), help="How many inputs.")] = 64,

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from exactq import pythonfile
+from exactq.conversion.files import open_file
 from exactq.datasets import catalog
+from exactq.datasets.noise import noise_of
 from exactq.datasets.splits import BATCH_SIZE, Dataset
 from exactq.errors import ModelError, UsageError
 from exactq.graphs import store
@@ -102,7 +104,12 @@ def _plain(name: str) -> bool:
 
 
 def open_model(folder: Path) -> Quantized:
-    """The quantized model of a run folder. Raises `UsageError` for no folder, `ModelError` for one that is damaged."""
+    """The quantized model of a run folder, or of a file that exactq wrote and reads back.
+
+    Raises `UsageError` where there is neither, `ModelError` for what is damaged.
+    """
+    if folder.is_file():
+        return open_file(folder)
     if not folder.is_dir():
         raise UsageError(f"there is no run folder {folder}: make one with `exactq run`")
     try:
@@ -114,10 +121,14 @@ def open_model(folder: Path) -> Quantized:
 def open_run(folder: Path, *, data: str | None = None, talk: Talk = SILENT) -> Saved:
     """The run in a folder; `data` is what to use instead of the run's own. Nothing that the folder names is executed.
 
+    A file alone names no data: without any it is noise.
+
     Files that were edited since the run wrote them are told.
     Raises `UsageError` for no folder and for a run whose data came from a Python file, `ModelError` for a damaged folder.
     """
     quantized = open_model(folder)
+    if folder.is_file():
+        return Saved(quantized, _read(folder), data or _noise(quantized))
     manifest = read_manifest(folder)
     if data is None and pythonfile.is_named(manifest["data"]):
         raise UsageError(f"the run's data came from {manifest['data']}, which is not executed unasked: give it with --data")
@@ -126,6 +137,11 @@ def open_run(folder: Path, *, data: str | None = None, talk: Talk = SILENT) -> S
         if _digest(folder / name) != digest:
             talk.say(f"note       {name} is not the file that the run wrote")
     return Saved(quantized, artifact, data if data is not None else manifest["data"])
+
+
+def _noise(quantized: Quantized) -> str:
+    """Random data of a model's inputs."""
+    return noise_of(tuple(tuple(i.shape[1:]) for i in quantized.float_graph.inputs))
 
 
 def _digest(path: Path) -> str:

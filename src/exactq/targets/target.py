@@ -33,7 +33,8 @@ class Target:
     `open(model)` instruments a file for `trace`; `timed(model, threads)` only runs it. `isas` are the instruction sets whose
     integers were measured. `alone` is a Python file that loads the runtime and numpy and nothing else of weight, so that a
     process can tell a model's memory from everybody else's: its `start()` makes the runtime ready, its `load(path, threads)`
-    gives a function of the model's inputs as arrays.
+    gives a function of the model's inputs as arrays. `reads` gives the Q/DQ graph of a file that `emit` wrote, and raises
+    `TargetError` for any other; None where a file's grids are not read back.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Target:
     open: Callable[[bytes], Runtime]
     timed: Callable[[bytes, int], Callable[[Sequence[Tensor]], tuple[Tensor, ...]]]
     alone: Path
+    reads: Callable[[bytes], Graph] | None = None

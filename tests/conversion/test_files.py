@@ -1,0 +1,64 @@
+"""Files alone: a model that is read back from what was written for PyTorch's engines, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import exactq
+from exactq.conversion.files import open_file
+from exactq.errors import ModelError
+from exactq.quantized import Quantized
+from exactq.traces import trace
+
+from ..difference.planted import inputs, made
+
+
+@pytest.fixture(params=["fbgemm", "qnnpack"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Quantized, Path]:
+    quantized = made(request.param)
+    return quantized, quantized.export(tmp_path / "model.safetensors")
+
+
+def test_a_file_has_the_integers_of_the_model_that_it_was_written_from(both: tuple[Quantized, Path]) -> None:
+    quantized, path = both
+    again = open_file(path)
+    assert (again.plan.target, again.artifact()) == (quantized.plan.target, path.read_bytes())
+    first, second = (trace(q.program(), inputs()) for q in (quantized, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert exactq.verify(path, [inputs()]).equal
+    assert exactq.diff(quantized, path, [inputs()]).equal
+
+
+def test_its_integers_and_biases_are_explained(both: tuple[Quantized, Path]) -> None:
+    quantized, path = both
+    mine, its = (exactq.explain(q, "second", (0, 1, 2, 3), inputs=inputs()) for q in (quantized, path))
+    assert (its.code, its.steps[:3]) == (mine.code, mine.steps[:3])
+    assert {layer.node for layer in exactq.explain_biases(path).layers} == {"first", "second", "last"}
+
+
+def test_its_float_form_is_what_its_codes_stand_for(both: tuple[Quantized, Path]) -> None:
+    quantized, path = both
+    again = open_file(path)
+    constants = again.float_graph.constants
+    assert set(constants) == set(quantized.float_graph.constants)
+    weight = quantized.float_graph.constants["second.weight"]
+    step = weight.flatten(1).abs().amax(1) / 127
+    assert bool(((constants["second.weight"] - weight).flatten(1).abs().amax(1) <= step * 0.51).all())
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    wrong, other = tmp_path / "wrong.safetensors", tmp_path / "model.bin"
+    for path in (wrong, other):
+        path.write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"wrong.safetensors is no quantized model that exactq reads \(the file is not one"):
+        open_file(wrong)
+    with pytest.raises(ModelError, match=r"model.bin is no quantized model that exactq reads \(it reads .safetensors\)"):
+        exactq.explain(other, "x", (0,))
+    floats = tmp_path / "float.safetensors"
+    floats.write_bytes(made().target.emit(made().float_graph))
+    with pytest.raises(ModelError, match="no value of the model has codes"):
+        open_file(floats)
