@@ -144,7 +144,7 @@ REFUSED = [
     ("bench folder", "folder plan.yaml"),
     ("verify no", "there is no run folder no exactq run"),
     ("verify folder", "folder plan.yaml"),
-    ("verify plan.yaml", "there is no run folder plan.yaml"),
+    ("verify plan.yaml", "plan.yaml is no quantized model that exactq reads (it reads .safetensors)"),
     ("export no --out a.onnx", "there is no run folder no"),
     ("export run --out a.tflite", "a.tflite .onnx"),
     ("export run --out no/a.onnx", "no/a.onnx there is no folder no"),

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.difference.planted import inputs, made
 
 import exactq
 from exactq.conversion.files import open_file
 from exactq.errors import ModelError
 from exactq.quantized import Quantized
 from exactq.traces import trace
-
-from ..difference.planted import inputs, made
 
 
 @pytest.fixture(params=["fbgemm", "qnnpack"])
