@@ -1,6 +1,7 @@
 """The arithmetic of oneDNN's int8 kernels as PyTorch's engine `onednn` calls them, bit for bit on the ISAs of `isa`.
 
-PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit.
+PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit. In what torch.compile makes
+(`onednn.qconv_pointwise`, `qlinear_pointwise`) they come as they are, r(s) = s.
 v = fl(fl(acc)·fl(r(sx)·sw)); linear layers take r(sw) in place of sw
 v = fl(v + b), then max(v, 0) with `relu`; the bias b stays real
 y = rint(clamp(fl(fl(v · fl(1 / r(sy))) + zy), 0, 255)): the zero is added before the rounding
@@ -38,11 +39,13 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     relu: bool = False,
+    inverted: bool = True,
     isa: str,
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
+    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,). Not `inverted` scales
+    are handed over as they are (`onednn.qconv_pointwise`).
     """
     rank, channels = weight.ndim - 2, weight.shape[0]
     places = {
@@ -56,20 +59,30 @@ def conv(
     if SATURATES[isa] and not plain and not depthwise(weight.shape, groups):
         excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)  # type: ignore[arg-type]
     accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
-    scales = (twice_inverted(x.scale.reshape(())), channel_scales(w, channels))
+    scales = (_handed(x.scale.reshape(()), inverted), channel_scales(w, channels))
     dilated = any(d > 1 for d in per_axis(dilation, rank))
     together = isa == "avx512vnni" and rank == 3 and dilated and depthwise(weight.shape, groups)
     apart = plain or isa == "avx512vnni" and not together
-    requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain)
+    requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain, inverted=inverted)
     return lambda codes: requantize(accumulate(codes))
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
+def linear(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    relu: bool = False,
+    inverted: bool = True,
+    isa: str,
+) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = _matrix_excess(weight) if SATURATES[isa] else None
     accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
-    scales = (twice_inverted(scalar_scale(x)), twice_inverted(channel_scales(w, weight.shape[0])))
-    requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni")
+    scales = (_handed(scalar_scale(x), inverted), _handed(channel_scales(w, weight.shape[0]), inverted))
+    requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni", inverted=inverted)
     return lambda codes: requantize(accumulate(codes))
 
 
@@ -126,6 +139,10 @@ def twice_inverted(scale: Tensor) -> Tensor:
     return 1 / (1 / scale.double()).to(torch.float32)
 
 
+def _handed(scale: Tensor, inverted: bool) -> Tensor:
+    return twice_inverted(scale) if inverted else scale.to(torch.float32)
+
+
 def _requantization(
     bias: Tensor | None,
     scales: tuple[Tensor, Tensor],
@@ -135,12 +152,13 @@ def _requantization(
     relu: bool,
     apart: bool = False,
     divides: bool = False,
+    inverted: bool = True,
 ) -> Kernel:
     """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse."""
     shape = (-1, *[1] * rank)
     sx, sw = scales[0], scales[1].reshape(shape)
     addend = None if bias is None else bias.to(torch.float32).reshape(shape)
-    sy, zero, (lo, hi) = twice_inverted(scalar_scale(y)), scalar_zero(y), stored_range(y)
+    sy, zero, (lo, hi) = _handed(scalar_scale(y), inverted), scalar_zero(y), stored_range(y)
 
     def requantize(acc: Tensor) -> Tensor:
         on = acc.device

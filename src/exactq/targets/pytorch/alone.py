@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from exactq.targets.pytorch import inductor
 from exactq.targets.pytorch.emit import read
 from exactq.targets.pytorch.runtime import Loaded, threads
 
@@ -20,7 +21,8 @@ def start() -> None:
 def load(model: str, number: int) -> Callable[[Sequence[Any]], object]:
     """The file at the path `model` as a function of arrays in the order of its inputs, on that many threads."""
     data = Path(model).read_bytes()
-    loaded = Loaded(read(data).engine, data)
+    engine = read(data).engine
+    loaded = inductor.Loaded(data) if engine == inductor.NAME else Loaded(engine, data)
 
     def run(inputs: Sequence[Any]) -> object:
         with threads(number):

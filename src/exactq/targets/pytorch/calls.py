@@ -6,7 +6,7 @@ at its bounds. Everything else is a float operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ from exactq.graphs.programs import bind
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
 from exactq.kernels import qnnpack
 from exactq.numerics.formats import Grid
+from exactq.plans.rules import Rule
 from exactq.targets.lowering import folded, operand, rounds_once
-from exactq.targets.pytorch.rules import OPERATORS
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,8 @@ class Call:
     inexact: str | None = None
 
 
-def calls(graph: Graph, engine: str) -> Iterator[Call]:
-    """The calls of a Q/DQ graph or a float graph, in order; some nobody needs."""
+def calls(graph: Graph, engine: str, operators: Mapping[str, Rule]) -> Iterator[Call]:
+    """The calls of a Q/DQ graph or a float graph on an engine that has these operators, in order; some nobody needs."""
     for node in graph.calls:
         name = graph.name(node)
         if (q := read_quantize(graph, node)) is not None:
@@ -144,7 +144,7 @@ def calls(graph: Graph, engine: str) -> Iterator[Call]:
                 codes = partial(q.grid.encode, constant(graph.module, q.source))
                 yield Call(name, Real("constant", codes), (), q.grid)
             else:
-                yield _codes(graph, node, q, engine)
+                yield _codes(graph, node, q, engine, operators)
         elif (dq := read_dequantize(graph, node)) is not None and dq.axis is None and dq.source.op != "get_attr":
             if (q := read_quantize(graph, dq.source)) is not None and q.source.op == "get_attr":
                 yield _real(graph, node, "constant")
@@ -163,7 +163,7 @@ def _real(graph: Graph, node: fx.Node, op: str) -> Call:
     return Call(graph.name(node), Real(op, run), reads, inexact=inexact)
 
 
-def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str) -> Call:
+def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str, operators: Mapping[str, Rule]) -> Call:
     """The call that makes these codes: the engine's operator where it has one, quantize_per_tensor of the real otherwise."""
     name, source = graph.name(node), q.source
     root = source
@@ -171,7 +171,7 @@ def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str) -> Call:
         behind = source.all_input_nodes[0]
         if behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None:
             root = behind
-    rule = OPERATORS[engine].get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
+    rule = operators.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
     asker = _ASKERS.get(op_name(root)) if rule is not None and rule.declines(root) is None else None
     made = asker(_Root(graph, root, q.grid, engine, root is not source)) if asker is not None else None
     if made is None:
@@ -189,6 +189,16 @@ def implied(activation: fx.Node, grid: Grid) -> bool:
         return False
     ends = ((lo, grid.format.lo), (hi, grid.format.hi))
     return all(bound is None or int(grid.encode(torch.tensor(float(bound)))) == end for bound, end in ends)
+
+
+def needed(made: Iterator[Call], outputs: Sequence[str]) -> list[Call]:
+    """Those of the calls that the outputs need, in order."""
+    wanted, kept = set(outputs), []
+    for call in reversed(list(made)):
+        if call.name in wanted:
+            wanted.update(call.inputs)
+            kept.append(call)
+    return kept[::-1]
 
 
 Asked = tuple[What, tuple[str, ...]]

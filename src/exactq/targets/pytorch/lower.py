@@ -27,7 +27,7 @@ from exactq.targets.pytorch.calls import (
     What,
     calls,
 )
-from exactq.targets.pytorch.rules import ENGINES, GROUPS
+from exactq.targets.pytorch.rules import ENGINES, GROUPS, OPERATORS
 from exactq.traces import Program, Step
 
 
@@ -38,7 +38,7 @@ def lower(engine: str, graph: Graph, isa: str) -> Program:
     engine's says why in `inexact`.
     """
     steps = []
-    for call in calls(graph, engine):
+    for call in calls(graph, engine, OPERATORS[engine]):
         run, kernel = _kernel(call.what, engine, isa)
         inexact = call.inexact or _undecided(call.what, kernel, isa)
         steps.append(Step(call.name, run, call.inputs, kernel, call.grid, inexact, call.covers))

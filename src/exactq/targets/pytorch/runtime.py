@@ -34,8 +34,10 @@ from exactq.targets.pytorch.calls import (
     Real,
     What,
     calls,
+    needed,
 )
 from exactq.targets.pytorch.emit import read
+from exactq.targets.pytorch.rules import OPERATORS
 from exactq.traces import Trace
 
 VERSION = torch.__version__
@@ -171,12 +173,7 @@ class Loaded:
 
 def _needed(graph: Graph, name: str) -> Iterator[_Ready]:
     """The calls that the outputs need, bound, in order."""
-    needed, kept = set(graph.outputs), []
-    for call in reversed(list(calls(graph, name))):
-        if call.name in needed:
-            needed.update(call.inputs)
-            kept.append(call)
-    for call in reversed(kept):
+    for call in needed(calls(graph, name, OPERATORS[name]), graph.outputs):
         operator, run = _bound(call.what)
         yield _Ready(call.name, operator, run, call.inputs, call.grid is not None and not isinstance(call.what, Real))
 
