@@ -16,9 +16,9 @@ from exactq.errors import UsageError, unknown
 from exactq.graphs.graph import Graph, op_name
 from exactq.numerics.formats import Format, Grid, spelled
 from exactq.optimization.patterns import bounds, find_patterns
-from exactq.plans.build import operand_reason, real_values, weight_and_bias
+from exactq.plans.build import joined, operand_reason, real_values, weight_and_bias
 from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
-from exactq.plans.rules import Ability, Activates, Computes
+from exactq.plans.rules import Ability, Activates, Computes, Rule
 from exactq.quantization.weights import WEIGHT_OBSERVERS
 
 
@@ -59,6 +59,7 @@ class _Fit:
         self.weights = {graph.name(weight_and_bias(n)[0]) for n in self.layers}
         self.biases = {graph.name(b) for n in self.layers if (b := weight_and_bias(n)[1]) is not None}
         self.patterns = find_patterns(graph)
+        self.joined = joined(graph, {n: rule for n in graph.calls if (rule := self._rule(n)) is not None})
 
     def check(self) -> None:
         for name, slot in self.plan.slots.items():
@@ -73,7 +74,7 @@ class _Fit:
         for node in self.graph.calls:
             self._hidden_accumulator(node)
 
-    def _rule(self, node: fx.Node) -> object:
+    def _rule(self, node: fx.Node) -> Rule | None:
         rule = self.ability.operators.get(op_name(node)) if node.op == "call_function" else None
         return rule if rule is not None and rule.declines(node) is None else None
 
@@ -149,6 +150,9 @@ class _Fit:
         if into not in {self.graph.name(u) for u in self.nodes[name].users if u.op != "output"}:
             raise UsageError(f"the plan fuses `{name}` into `{into}`, which does not read it")
         behind = self.nodes[into]
+        if self.joined.get(name) == into:
+            self._added(name, behind)
+            return
         if (
             self.patterns.get(name) != into
             or not isinstance(self._rule(behind), Activates)
@@ -168,6 +172,21 @@ class _Fit:
             raise UsageError(
                 f"the plan fuses `{name}` into `{into}`, whose grid does not end at the bounds of `{into}`: the kernel would "
                 f"not stop there; choose a grid whose lowest code is the lower bound, or give `{name}` a grid of its own"
+            )
+
+    def _added(self, name: str, behind: fx.Node) -> None:
+        """A layer in the accumulator of the addition behind it: what is added to it has to be codes, and the sum too."""
+        into = self.graph.name(behind)
+        for other in behind.all_input_nodes:
+            if self.graph.name(other) != name and not self._coded(self.graph.name(other), into):
+                raise UsageError(
+                    f"the plan fuses `{name}` into `{into}`, whose other operand `{self.graph.name(other)}` has no codes: give "
+                    f"`{name}` a grid of its own, or make it float"
+                )
+        if not isinstance(slot := self.plan.slots[into], Own | Fixed | Fused):
+            raise UsageError(
+                f"the plan fuses `{name}` into `{into}`, which is {summary_of(slot)}: the kernel makes codes, so give `{into}` "
+                f"a grid of its own or a fixed one, or make `{name}` float too"
             )
 
     def _edge(self, edge: Edge, slot: Slot) -> None:
@@ -239,7 +258,7 @@ class _Fit:
         if not isinstance(self.plan.slots[name], Float) or not isinstance(slot, Own | Fixed) or len(root.users) > 1:
             return
         rule = self._rule(root)
-        if rule is None or not _implies(slot, behind) or operand_reason(root, rule) is not None:  # type: ignore[arg-type]
+        if rule is None or not _implies(slot, behind) or operand_reason(root, rule) is not None:
             return
         operands = [n for n in root.all_input_nodes if n.op != "get_attr"]
         coded = all(self._coded(self.graph.name(n), name) for n in operands)

@@ -76,10 +76,10 @@ def average_pool(
     x: Grid, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], count_include_pad: bool = True
 ) -> Kernel:
     """The mean of each window: codes (n, c, *image) of `x` -> codes of `x`."""
-    places, finish = {"kernel": kernel, "stride": stride, "padding": padding}, _mean(x)
+    finish = _mean(x)
 
     def apply(codes: Tensor) -> Tensor:
-        total = window_sums(codes.to(torch.float32) - scalar_zero(x), **places)
+        total = window_sums(codes.to(torch.float32) - scalar_zero(x), kernel=kernel, stride=stride, padding=padding)
         ones = torch.ones((1, 1, *codes.shape[2:]), device=codes.device)
         if count_include_pad:
             ones = F.pad(ones, [n for p in reversed(padding) for n in (p, p)], value=1.0)

@@ -1,9 +1,10 @@
 """The arithmetic of oneDNN's int8 kernels as PyTorch's engine `onednn` calls them, bit for bit on the ISAs of `isa`.
 
-PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit. In what torch.compile makes
-(`onednn.qconv_pointwise`, `qlinear_pointwise`) they come as they are, r(s) = s.
+PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit. What torch.compile calls,
+`onednn.qconv_pointwise` and `qlinear_pointwise`, gets them as they are: r(s) = s.
 v = fl(fl(acc)·fl(r(sx)·sw)); linear layers take r(sw) in place of sw
 v = fl(v + b), then max(v, 0) with `relu`; the bias b stays real
+v = fma(q − z, r(s), v) before the relu, where codes q of another value are added (`conv_add`)
 y = rint(clamp(fl(fl(v · fl(1 / r(sy))) + zy), 0, 255)): the zero is added before the rounding
 With AVX512-VNNI (brgemm) one scale is multiplied after the other, v = fl(fl(fl(acc)·r(sx))·sw), but for dilated depthwise
 convolutions of three axes. So it is in the reference kernel, which AVX2 runs for groups that no vector kernel takes; that one
@@ -14,7 +15,8 @@ are exact; depthwise and reference kernels never saturate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
 from exactq.kernels.onednn.isa import SATURATES
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
+from exactq.numerics.rounding import fma
 
 
 def conv(
@@ -47,24 +50,63 @@ def conv(
     `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,). Not `inverted` scales
     are handed over as they are (`onednn.qconv_pointwise`).
     """
-    rank, channels = weight.ndim - 2, weight.shape[0]
-    places = {
-        "stride": per_axis(stride, rank),
-        "padding": per_axis(padding, rank) * 2,
-        "dilation": per_axis(dilation, rank),
-        "groups": groups,
-    }
+    places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    accumulate, requantize = _convolution(weight, bias, None, x, w, y, places, relu=relu, inverted=inverted, isa=isa)
+    return lambda codes: requantize(accumulate(codes))
+
+
+def conv_add(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    added: Grid,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+    relu: bool = False,
+    inverted: bool = True,
+    isa: str,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The convolution of images that adds codes of `added`, of its result's shape, before the relu: quantized::conv2d_add."""
+    places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    accumulate, requantize = _convolution(weight, bias, added, x, w, y, places, relu=relu, inverted=inverted, isa=isa)
+    return lambda codes, other: requantize(accumulate(codes), other)
+
+
+def _convolution(
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Grid | None,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    given: Mapping[str, Any],
+    *,
+    relu: bool,
+    inverted: bool,
+    isa: str,
+) -> tuple[Kernel, Callable[..., Tensor]]:
+    """From codes to sums, and from sums to codes."""
+    rank, channels, groups = weight.ndim - 2, weight.shape[0], int(given["groups"])
+    dilation = per_axis(given["dilation"], rank)
+    places: dict[str, Any] = {"stride": per_axis(given["stride"], rank), "padding": per_axis(given["padding"], rank) * 2}
+    places |= {"dilation": dilation, "groups": groups}
     plain = isa == "avx2" and reference(weight.shape, groups)
     excess = None
     if SATURATES[isa] and not plain and not depthwise(weight.shape, groups):
-        excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)  # type: ignore[arg-type]
-    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
-    scales = (_handed(x.scale.reshape(()), inverted), channel_scales(w, channels))
-    dilated = any(d > 1 for d in per_axis(dilation, rank))
-    together = isa == "avx512vnni" and rank == 3 and dilated and depthwise(weight.shape, groups)
+        excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)
+    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)
+    scales = (_handed(x.scale.reshape(()), inverted=inverted), channel_scales(w, channels))
+    together = isa == "avx512vnni" and rank == 3 and any(d > 1 for d in dilation) and depthwise(weight.shape, groups)
     apart = plain or isa == "avx512vnni" and not together
-    requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain, inverted=inverted)
-    return lambda codes: requantize(accumulate(codes))
+    requantize = _requantization(
+        bias, scales, y, added=added, rank=rank, relu=relu, apart=apart, divides=plain, inverted=inverted
+    )
+    return accumulate, requantize
 
 
 def linear(
@@ -81,7 +123,7 @@ def linear(
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = _matrix_excess(weight) if SATURATES[isa] else None
     accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
-    scales = (_handed(scalar_scale(x), inverted), _handed(channel_scales(w, weight.shape[0]), inverted))
+    scales = (_handed(scalar_scale(x), inverted=inverted), _handed(channel_scales(w, weight.shape[0]), inverted=inverted))
     requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni", inverted=inverted)
     return lambda codes: requantize(accumulate(codes))
 
@@ -139,7 +181,7 @@ def twice_inverted(scale: Tensor) -> Tensor:
     return 1 / (1 / scale.double()).to(torch.float32)
 
 
-def _handed(scale: Tensor, inverted: bool) -> Tensor:
+def _handed(scale: Tensor, *, inverted: bool) -> Tensor:
     return twice_inverted(scale) if inverted else scale.to(torch.float32)
 
 
@@ -153,18 +195,24 @@ def _requantization(
     apart: bool = False,
     divides: bool = False,
     inverted: bool = True,
-) -> Kernel:
-    """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse."""
+    added: Grid | None = None,
+) -> Callable[..., Tensor]:
+    """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse.
+
+    With `added` the function takes codes of that grid, too.
+    """
     shape = (-1, *[1] * rank)
     sx, sw = scales[0], scales[1].reshape(shape)
     addend = None if bias is None else bias.to(torch.float32).reshape(shape)
-    sy, zero, (lo, hi) = _handed(scalar_scale(y), inverted), scalar_zero(y), stored_range(y)
+    sy, zero, (lo, hi) = _handed(scalar_scale(y), inverted=inverted), scalar_zero(y), stored_range(y)
 
-    def requantize(acc: Tensor) -> Tensor:
+    def requantize(acc: Tensor, other: Tensor | None = None) -> Tensor:
         on = acc.device
         v = acc.to(torch.float32) * sx.to(on) * sw.to(on) if apart else acc.to(torch.float32) * (sx * sw).to(on)
         if addend is not None:
             v.add_(addend.to(on))
+        if other is not None and added is not None:
+            v = fma(other.to(torch.float32) - scalar_zero(added), _handed(scalar_scale(added), inverted=inverted).to(on), v)
         if relu:
             v.clamp_(min=0)
         v = v.div_(sy.to(on)) if divides else v.mul_((1 / sy).to(on))
@@ -176,6 +224,7 @@ def _requantization(
 __all__ = [
     "SATURATES",
     "conv",
+    "conv_add",
     "depthwise",
     "linear",
     "paired",

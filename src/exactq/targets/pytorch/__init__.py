@@ -1,4 +1,4 @@
-"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack, and its compiler, inductor. One library, one folder."""
+"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack; and its compiler, inductor. One folder."""
 
 from __future__ import annotations
 

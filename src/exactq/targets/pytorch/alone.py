@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from exactq.targets.pytorch import inductor
 from exactq.targets.pytorch.emit import read
+from exactq.targets.pytorch.inductor import runtime as compiled
+from exactq.targets.pytorch.inductor.rules import NAME
 from exactq.targets.pytorch.runtime import Loaded, threads
 
 
@@ -22,7 +23,7 @@ def load(model: str, number: int) -> Callable[[Sequence[Any]], object]:
     """The file at the path `model` as a function of arrays in the order of its inputs, on that many threads."""
     data = Path(model).read_bytes()
     engine = read(data).engine
-    loaded = inductor.Loaded(data) if engine == inductor.NAME else Loaded(engine, data)
+    loaded = compiled.Loaded(data) if engine == NAME else Loaded(engine, data)
 
     def run(inputs: Sequence[Any]) -> object:
         with threads(number):

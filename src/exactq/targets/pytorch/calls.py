@@ -7,19 +7,19 @@ at its bounds. Everything else is a float operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from exactq.graphs.graph import Graph, arguments, constant, op_name
-from exactq.graphs.programs import bind
+from exactq.graphs.graph import Graph, arguments, constant, feeds, op_name
+from exactq.graphs.programs import bind, shapes
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
 from exactq.kernels import qnnpack
 from exactq.numerics.formats import Grid
-from exactq.plans.rules import Rule
+from exactq.plans.rules import Makes, Rule
 from exactq.targets.lowering import folded, operand, rounds_once
 
 
@@ -39,7 +39,10 @@ class Dequantize:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution of `rank` axes, or a linear layer of none; `places` are the stride, padding, dilation and groups."""
+    """A convolution of `rank` axes, or a linear layer of none; `places` are the stride, padding, dilation and groups.
+
+    With `added` codes of that grid, of the result's shape, are added to the accumulator; the call reads them second.
+    """
 
     rank: int
     weight: Tensor
@@ -49,6 +52,7 @@ class Layer:
     y: Grid
     relu: bool
     places: dict[str, Any]
+    added: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,11 +177,15 @@ def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str, operators:
             root = behind
     rule = operators.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
     asker = _ASKERS.get(op_name(root)) if rule is not None and rule.declines(root) is None else None
-    made = asker(_Root(graph, root, q.grid, engine, root is not source)) if asker is not None else None
+    at = _Root(graph, root, q.grid, engine, root is not source)
+    joined = _joined(at, rule) if isinstance(rule, Makes) and asker is not None else None
+    made = joined or (asker(at) if asker is not None else None)
     if made is None:
         return Call(name, Quantize(q.grid), (graph.name(source),), q.grid)
     what, reads = made
     covers = (graph.name(root),) if root is source else (graph.name(root), graph.name(source))
+    if isinstance(what, Layer) and what.added is not None:
+        covers = (next(graph.name(n) for n in root.all_input_nodes if read_dequantize(graph, n) is None), *covers)
     return Call(name, what, reads, q.grid, covers)
 
 
@@ -239,6 +247,25 @@ def _layer(at: _Root) -> Asked | None:
             return None
     relu = at.activated and _zero_is_lowest(at.y)
     return Layer(rank, weight[0], value, x.grid, weight[1], at.y, relu, places), (x.name,)
+
+
+def _joined(at: _Root, rule: Makes) -> Asked | None:
+    """The layer that adds decoded codes to its accumulator, on the conditions of `plans.build.joined`."""
+    reads = at.node.all_input_nodes
+    for layer in (n for n in reads if len(reads) == 2 and op_name(n) in rule.joins and [*n.users] == [at.node]):
+        (decoded,) = (n for n in reads if n is not layer)
+        other, made = operand(at.graph, decoded), _layer(replace(at, node=layer))
+        if other is None or made is None or made[1] == (other.name,):
+            continue
+        readers = {r for dq in at.graph.node(other.name).users for r in (dq.users if dq.op == "call_function" else (dq,))}
+        if not all(feeds(r, layer) for r in readers if r is not at.node):
+            continue
+        shape_of = shapes(at.graph)
+        if shape_of[at.graph.name(layer)] == shape_of[at.graph.name(decoded)]:
+            what, codes = made
+            assert isinstance(what, Layer)
+            return replace(what, added=other.grid), (*codes, other.name)
+    return None
 
 
 def _zero_is_lowest(y: Grid) -> bool:

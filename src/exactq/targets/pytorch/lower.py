@@ -97,11 +97,17 @@ def _layer(what: Layer, engine: str, isa: str) -> Made:
     operator = "conv" if what.rank else "linear"
     where = {} if library == "qnnpack" else {"isa": isa}
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
+    if what.added is not None:
+        return onednn.conv_add(what.weight, what.bias, added=what.added, **given), "onednn.conv_add"
     return getattr(kernels, operator)(what.weight, what.bias, **given), f"{library}.{operator}"
 
 
 def _undecided(what: What, kernel: str, isa: str) -> str | None:
-    if isinstance(what, Layer) and kernel == "onednn.conv" and onednn.undecided(what.weight, what.places["groups"], isa):
+    if (
+        isinstance(what, Layer)
+        and kernel.startswith("onednn.conv")
+        and onednn.undecided(what.weight, what.places["groups"], isa)
+    ):
         return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
     if isinstance(what, Layer) and kernel == "fbgemm.conv" and fbgemm.undecided(what.weight.shape, **what.places, isa=isa):
         return "FBGEMM writes over its own results where groups of 2 or 4 channels are left over"

@@ -68,22 +68,27 @@ GROUPS = 100
 
 
 def every(*checks: Declines) -> Declines:
+    """The first reason that one of the checks gives."""
     return lambda node: next((reason for check in checks if (reason := check(node)) is not None), None)
 
 
 def padding_is_text(node: fx.Node) -> str | None:
+    """Why a convolution whose padding is a word cannot run in integers."""
     return "quantized convolutions take their padding as numbers" if isinstance(arguments(node)["padding"], str) else None
 
 
 def has_alpha(node: fx.Node) -> str | None:
+    """Why a sum whose second operand has a factor cannot run in integers."""
     return "quantized::add has no alpha" if node.kwargs.get("alpha", 1) != 1 else None
 
 
 def ceils(node: fx.Node) -> str | None:
+    """Why a pool that rounds its size up cannot run in integers."""
     return "pools of codes with ceil_mode were not measured" if arguments(node)["ceil_mode"] else None
 
 
 def divides_otherwise(node: fx.Node) -> str | None:
+    """Why a pool with a divisor of its own cannot run in integers."""
     given = arguments(node).get("divisor_override") is not None
     return "the average pool of codes has no divisor_override that was measured" if given else None
 
@@ -104,12 +109,14 @@ def _several(value: object) -> Sequence[int]:
 
 
 def clamp_declines(node: fx.Node) -> str | None:
+    """Why these bounds are not those of a grid."""
     given = arguments(node)
     lo, hi = given.get("min"), given.get("max")
     return None if lo == 0 and (hi is None or hi > 0) else "only bounds that start at zero end where a grid of codes can end"
 
 
 def pad_declines(node: fx.Node) -> str | None:
+    """Why this padding cannot be of codes."""
     if any(int(p) < 0 for p in node.args[1]):  # type: ignore[union-attr,arg-type]
         return "padding codes by negative numbers was not measured"
     return None
@@ -196,9 +203,13 @@ _QNNPACK: dict[str, Rule] = {
     **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", every(ceils, _single)) for n in (1, 2)},
 }
 
-OPERATORS: dict[str, dict[str, Rule]] = {
-    name: _CONVOLUTIONS[name] | _SHARED | (_QNNPACK if name == "qnnpack" else _ATEN) for name in ENGINES
+_ADDS = f"{CPU}/qconv.cpp: QConvAddInt8, which only oneDNN has"
+_ONEDNN: dict[str, Rule] = {
+    "aten.add": Makes("quantized::add", f"{CPU}/BinaryOps.cpp; {_ADDS}", has_alpha, {"aten.conv2d": "quantized::conv2d_add"})
 }
+_OWN = {"qnnpack": _QNNPACK, "onednn": _ATEN | _ONEDNN}
+
+OPERATORS: dict[str, dict[str, Rule]] = {name: _CONVOLUTIONS[name] | _SHARED | _OWN.get(name, _ATEN) for name in ENGINES}
 """Engine -> ATen operator -> what it does to codes.
 
 Not there: QNNPACK's sigmoid, which exists on one output grid alone; three-dimensional adaptive pools, which to one pixel are a

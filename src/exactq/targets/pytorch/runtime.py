@@ -241,6 +241,8 @@ def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
     else:
         weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), 0)
     at, ending = _at(what.y), "_relu" if what.relu else ""
+    if what.added is not None:
+        ending = f"_add{ending}"
     if not what.rank:
         packed, linear = _ops.linear_prepack(weight, bias), getattr(_ops, f"linear{ending}")
 
@@ -252,4 +254,7 @@ def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
     name, places = f"conv{what.rank}d", what.places
     parameters = (list(places["stride"]), list(places["padding"]), list(places["dilation"]), places["groups"])
     packed, conv = getattr(_ops, f"{name}_prepack")(weight, bias, *parameters), getattr(_ops, f"{name}{ending}")
+    if what.added is not None:
+        # The sum is written over the codes that are added, and these may be read again.
+        return f"quantized::{name}{ending}", lambda x, added: conv(_dense(x), _dense(added).clone(), packed, *at)
     return f"quantized::{name}{ending}", lambda x: conv(_dense(x), packed, *at)

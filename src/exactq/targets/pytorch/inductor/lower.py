@@ -53,10 +53,12 @@ def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
             return inductor.quantize(y), "inductor.quantize"
         case Dequantize(x):
             return dequantize(x), "inductor.dequantize"
-        case Layer(rank, weight, bias, x, w, y, relu, places):
-            kernel: Any = onednn.conv if rank else onednn.linear
-            name = "onednn.qconv_pointwise" if rank else "onednn.qlinear_pointwise"
-            return kernel(weight, bias, x=x, w=w, y=y, relu=relu, inverted=False, isa=isa, **places), name
+        case Layer(rank, weight, bias, x, w, y, relu, places, added):
+            given: Any = {"x": x, "w": w, "y": y, "relu": relu, "inverted": False, "isa": isa, **places}
+            if added is not None:
+                return onednn.conv_add(weight, bias, added=added, **given), "onednn.qconv2d_pointwise"
+            kernel, name = (onednn.conv, "qconv_pointwise") if rank else (onednn.linear, "qlinear_pointwise")
+            return kernel(weight, bias, **given), f"onednn.{name}"
         case Pair(op, a, b, y, relu):
             pair = {"add": inductor.add, "mul": inductor.mul}[op](a, b, y, relu=relu)
             return lambda p, q: pair(*torch.broadcast_tensors(p, q)), f"inductor.{op}"

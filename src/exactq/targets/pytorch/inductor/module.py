@@ -1,7 +1,7 @@
 """The module that torch.compile is given: a file's calls as Q/DQ operators, placed so that Inductor's patterns find them.
 
-Each reader of codes has a dequantize node of its own, weights are decoded with a scale a channel and convolutions are followed
-by the relu and the quantize node that they are fused with. An average pool keeps its grid, so it is asked for the mean of codes,
+Each reader of codes has a dequantize node of its own, weights are decoded with a scale a channel, and convolutions are followed
+by the relu and the quantize node that they are fused with. An average pool keeps its grid, so it is asked for the mean of codes
 on the grid of scale 1: sums of integers are exact in whatever order the compiled loop takes them.
 """
 
@@ -60,7 +60,7 @@ class _Making:
             case Dequantize(x):
                 return self._decoded(read[0], x)
             case Layer():
-                return self._layer(call.what, read[0])
+                return self._layer(call.what, *read)
             case Pair(op, a, b, y, relu):
                 total = self._call(getattr(_aten, op).Tensor, self._decoded(read[0], a), self._decoded(read[1], b))
                 return self._encoded(self._call(_aten.relu.default, total) if relu else total, y)
@@ -79,7 +79,7 @@ class _Making:
                 return self._constant(run())
         return self._again(call.name, self._value)
 
-    def _layer(self, layer: Layer, codes: fx.Node) -> fx.Node:
+    def _layer(self, layer: Layer, codes: fx.Node, added: fx.Node | None = None) -> fx.Node:
         count, fmt = len(layer.weight), layer.w.format
         scale = layer.w.scale.flatten().expand(count) if layer.w.scale.numel() == 1 else layer.w.scale.flatten()
         zeros = torch.zeros(count, dtype=torch.int64)
@@ -93,6 +93,8 @@ class _Making:
             made = self._call(op, x, weight, bias, *places, p["groups"])
         else:
             made = self._call(_aten.linear.default, x, weight, bias)
+        if added is not None and layer.added is not None:
+            made = self._call(_aten.add.Tensor, made, self._decoded(added, layer.added))
         return self._encoded(self._call(_aten.relu.default, made) if layer.relu else made, layer.y)
 
     def _again(self, name: str, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
@@ -125,5 +127,3 @@ class _Making:
 
 def _at(grid: Grid) -> tuple[Any, ...]:
     return grid.scale.item(), int(grid.zero), grid.format.lo, grid.format.hi, grid.format.dtype
-
-

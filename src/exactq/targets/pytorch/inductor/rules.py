@@ -44,7 +44,12 @@ OPERATORS: dict[str, Rule] = {
     "aten.conv1d": _convolution(),
     "aten.conv2d": _convolution(),
     "aten.linear": Computes("onednn.qlinear_pointwise", f"{PASSES}: _register_qlinear_unary_fusion"),
-    "aten.add": _loop("add", has_alpha),
+    "aten.add": Makes(
+        "the compiled add",
+        f"{LOWERING}: IEEE operations; {PASSES}: _register_qconv_binary_fusion",
+        has_alpha,
+        {"aten.conv2d": "onednn.qconv2d_pointwise"},
+    ),
     "aten.mul": _loop("mul"),
     "aten.cat": _loop("cat"),
     "aten.hardswish": _loop("hardswish"),
