@@ -1,9 +1,8 @@
 """The arithmetic of the loops that torch.compile's CPU backend writes in C++ for Q/DQ graphs: IEEE operations one by one.
 
-encode      y = clamp(fl(rint(fl(x · fl(1/s))) + z))       quantized_decomposed.quantize_per_tensor
-decode      x = fl(fl(q − z) · s)
-add, mul    encode(decode(a) ∘ decode(b)), with relu between
-average     y = clamp(rint(fl(S / n)) + z), S = Σ (q − z): the pool is asked for codes on the grid of scale 1
+encode, decode   `aten.quantize_decomposed`, `aten.dequantize`
+add, mul         encode(decode(a) ∘ decode(b)), with relu between
+average          y = clamp(rint(fl(S / n)) + z), S = Σ (q − z): the pool is asked for codes on the grid of scale 1
 The compiler is told -ffp-contract=off, so neither vectors nor the elements left over are fused. What multiplies with weights is
 oneDNN's (`kernels.onednn`). Evidence: targets/pytorch/README.md.
 """
@@ -19,52 +18,38 @@ from torch import Tensor
 from exactq.kernels.accumulators import Kernel
 from exactq.kernels.aten.elementwise import hard_swish
 from exactq.kernels.aten.pool import adaptive_sums, window_sums
-from exactq.kernels.aten.quantize import dequantize
+from exactq.kernels.aten.quantize import dequantize, quantize_decomposed
 from exactq.numerics.formats import Grid
 from exactq.numerics.lookup import all_codes, look_up, look_up_pair
-from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
-
-Real = Callable[[Tensor], Tensor]
-
-
-def quantize(y: Grid) -> Kernel:
-    """quantized_decomposed.quantize_per_tensor: the code of each real, as float32 holding integers.
-
-    >>> from exactq.numerics.formats import UINT8
-    >>> y = Grid(UINT8, torch.tensor(1.0), torch.tensor(3, dtype=torch.int32))
-    >>> quantize(y)(torch.tensor([0.5, 1.5]))  # 0 and 2, to even, before the zero is added
-    tensor([3., 5.])
-    """
-    inverse, zero, (lo, hi) = 1 / scalar_scale(y), scalar_zero(y), stored_range(y)
-    return lambda x: (x.to(torch.float32) * inverse.to(x.device)).round_().add_(zero).clamp_(lo, hi)
+from exactq.numerics.requantization import scalar_zero, stored_range
 
 
 def add(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The sum of codes of `a` and of `b`, of one shape, as codes of `y`."""
     total = _decoded(a)[:, None] + _decoded(b)[None]
-    return look_up_pair(quantize(y)(total.clamp(min=0) if relu else total), a.format, b.format)
+    return look_up_pair(quantize_decomposed(y)(total.clamp(min=0) if relu else total), a.format, b.format)
 
 
 def mul(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The product of codes of `a` and of `b`, of one shape, as codes of `y`."""
     product = _decoded(a)[:, None] * _decoded(b)[None]
-    return look_up_pair(quantize(y)(product.clamp(min=0) if relu else product), a.format, b.format)
+    return look_up_pair(quantize_decomposed(y)(product.clamp(min=0) if relu else product), a.format, b.format)
 
 
 def hardswish(x: Grid, y: Grid) -> Kernel:
     """hardswish: codes of `x` -> codes of `y`."""
-    return look_up(quantize(y)(hard_swish(_decoded(x))), x.format)
+    return look_up(quantize_decomposed(y)(hard_swish(_decoded(x))), x.format)
 
 
 def leaky_relu(x: Grid, y: Grid, *, slope: float) -> Kernel:
     """leaky_relu, whose slope is rounded to float32: codes of `x` -> codes of `y`."""
     v, negative = _decoded(x), torch.tensor(slope, dtype=torch.float32)
-    return look_up(quantize(y)(torch.where(v > 0, v, v * negative)), x.format)
+    return look_up(quantize_decomposed(y)(torch.where(v > 0, v, v * negative)), x.format)
 
 
 def concat(xs: Sequence[Grid], y: Grid, *, axis: int) -> Callable[..., Tensor]:
     """Codes of each of `xs` -> codes of `y`, one after the other."""
-    tables = [look_up(quantize(y)(_decoded(x)), x.format) for x in xs]
+    tables = [look_up(quantize_decomposed(y)(_decoded(x)), x.format) for x in xs]
     return lambda *codes: torch.cat([table(c) for table, c in zip(tables, codes, strict=True)], axis)
 
 
@@ -104,4 +89,4 @@ def _mean(x: Grid) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda total, count: total.float().div_(count.float()).round_().add_(zero).clamp_(lo, hi)
 
 
-__all__ = ["adaptive_average_pool", "add", "average_pool", "concat", "hardswish", "leaky_relu", "mul", "quantize"]
+__all__ = ["adaptive_average_pool", "add", "average_pool", "concat", "hardswish", "leaky_relu", "mul"]

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
 from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.aten import dynamic_scale
 from exactq.kernels.onednn.isa import SATURATES
-from exactq.numerics.formats import Grid
+from exactq.numerics.formats import UINT8, Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
 from exactq.numerics.rounding import fma
 
@@ -128,6 +129,29 @@ def linear(
     return lambda codes: requantize(accumulate(codes))
 
 
+def linear_dynamic(
+    weight: Tensor, bias: Tensor | None, *, w: Grid, relu: bool = False, reduce_range: bool = False, isa: str
+) -> Kernel:
+    """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
+
+    s is the grid's scale in float64, r = fl(1 / s): the codes are clamp(rint(fl(fl(x·r) + z))), and sx = fl(1 / r).
+    """
+    excess = _matrix_excess(weight) if SATURATES[isa] else None
+    sw = twice_inverted(channel_scales(w, weight.shape[0]))
+
+    def apply(reals: Tensor) -> Tensor:
+        scale, zero = dynamic_scale(reals, reduce_range=reduce_range)
+        inverse = torch.tensor(1 / scale, dtype=torch.float64).to(torch.float32)
+        x = Grid(UINT8, sx := 1 / inverse, torch.tensor(zero, dtype=torch.int32))
+        codes = (reals * inverse).add_(zero).clamp_(0, 255).round_()
+        acc = accumulators.matrix(weight.int(), x=x, excess=excess)(codes).to(torch.float32)
+        made = acc * sx * sw if isa == "avx512vnni" else acc * (sx * sw)
+        made = made if bias is None else made.add_(bias.to(torch.float32))
+        return made.clamp_(min=0) if relu else made
+
+    return apply
+
+
 def _matrix_excess(weight: Tensor) -> Kernel | None:
     """What saturation adds to a linear layer's sums: between 385 and 767 inputs are taken in two runs, and pairs restart there.
 
@@ -227,6 +251,7 @@ __all__ = [
     "conv_add",
     "depthwise",
     "linear",
+    "linear_dynamic",
     "paired",
     "reference",
     "twice_inverted",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, channel_scales, per_axis
+from exactq.kernels.aten import dynamic_grid, quantize_per_tensor
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
 from exactq.kernels.qnnpack.pool import adaptive_average_pool, average_pool
 from exactq.numerics.formats import Grid
@@ -61,6 +62,23 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     return lambda codes: requantize(accumulate(codes))
 
 
+def linear_dynamic(weight: Tensor, bias: Tensor | None, *, w: Grid, relu: bool = False) -> Kernel:
+    """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
+
+    y = fl(fl(fl(acc)·fl(sx·sw)) + b). QNNPACK takes all 256 codes, whatever reduce_range says.
+    """
+    scales = channel_scales(w, weight.shape[0])
+
+    def apply(reals: Tensor) -> Tensor:
+        x = dynamic_grid(reals)
+        acc = accumulators.matrix(weight.int(), x=x)(quantize_per_tensor(x)(reals)).to(torch.float32)
+        made = acc * (scalar_scale(x) * scales)
+        made = made if bias is None else made.add_(bias.to(torch.float32))
+        return made.clamp_(min=0) if relu else made
+
+    return apply
+
+
 def _codes(bias: Tensor | None, x: Grid, w: Grid, channels: int) -> Tensor | None:
     """The int32 codes of a real bias, as float64: at::quantize_per_tensor or _per_channel to qint32."""
     if bias is None:
@@ -79,4 +97,4 @@ def _requantization(x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu
     return lambda acc: finish(acc.to(torch.float32) * factor.to(acc.device))
 
 
-__all__ = ["adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]
+__all__ = ["adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear", "linear_dynamic"]

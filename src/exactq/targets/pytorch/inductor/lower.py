@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exactq.graphs.graph import Graph
 from exactq.kernels import inductor, onednn
-from exactq.kernels.aten import dequantize
+from exactq.kernels.aten import dequantize, quantize_decomposed
 from exactq.targets.lowering import mark_inexact
 from exactq.targets.pytorch.calls import (
     Adaptive,
@@ -50,7 +50,7 @@ def lower(graph: Graph, isa: str) -> Program:
 def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
     match what:
         case Quantize(y):
-            return inductor.quantize(y), "inductor.quantize"
+            return quantize_decomposed(y), "inductor.quantize"
         case Dequantize(x):
             return dequantize(x), "inductor.dequantize"
         case Layer(rank, weight, bias, x, w, y, relu, places, added):
@@ -80,11 +80,13 @@ def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
 
 
 def _padded(grid: Any, pad: tuple[int, ...], fill: float) -> Callable[[Tensor], Tensor]:
-    code = float(inductor.quantize(grid)(torch.tensor([fill])))
+    code = float(quantize_decomposed(grid)(torch.tensor([fill])))
     return lambda codes: F.pad(codes, pad, value=code)
 
 
 def _undecided(what: What, isa: str) -> str | None:
     if isinstance(what, Layer) and what.rank and onednn.undecided(what.weight, what.places["groups"], isa):
         return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
+    if isinstance(what, Layer) and not what.rank and 1 in what.weight.shape:
+        return "torch.compile multiplies single numbers, and one row by one column, in float"  # _inductor/decomposition.py: mm
     return None
