@@ -1,4 +1,4 @@
-"""Cases of `engine_cases` as one Q/DQ graph, so that torch.compile answers many of them at a time, and exactq's emulator too."""
+"""Cases of `engine_cases` as one Q/DQ graph: torch.compile answers many of them at a time, and exactq's emulator too."""
 
 from __future__ import annotations
 

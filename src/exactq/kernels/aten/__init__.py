@@ -5,10 +5,10 @@ They run on one thread on dense codes, images with their channels last. Evidence
 
 from __future__ import annotations
 
+from exactq.kernels.aten.dynamic import dynamic_grid, dynamic_scale
 from exactq.kernels.aten.elementwise import add, hardswish, leaky_relu, mul, sigmoid
 from exactq.kernels.aten.isa import BLOCK, LANES
 from exactq.kernels.aten.pool import adaptive_average_pool, average_pool, concat
-from exactq.kernels.aten.dynamic import dynamic_grid, dynamic_scale
 from exactq.kernels.aten.quantize import (
     dequantize,
     fake_quantize_per_channel,

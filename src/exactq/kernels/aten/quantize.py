@@ -1,7 +1,7 @@
 """Reals to codes and back: PyTorch has several ways, and they round differently.
 
 quantize_per_tensor                          q = rint(clamp(fma(x, fl(1/s), z)))       the zero inside the one rounding (FBGEMM)
-quantize_per_channel                         q = clamp(rint(fl(fl(x · fl(1/s)) + z)))  the zero inside the second of two roundings
+quantize_per_channel                         q = clamp(rint(fl(fl(x · fl(1/s)) + z)))  the zero inside the second rounding
 fake_quantize_*, quantized_decomposed        q = clamp(fl(rint(fl(x · fl(1/s))) + z))  the zero outside
 quantize_vector, a kernel's vector loop      q = clamp(int32(rint(fl(x · fl(1/s))) + z))
 quantize_scalar, what such a loop leaves     q = clamp(rint(fl(fl(x · fl(1/s)) + z)))

@@ -8,6 +8,7 @@ on the grid of scale 1: sums of integers are exact in whatever order the compile
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ class _Making:
         made = self.graph.node_copy(node, value)
         if node.target is _aten.view.default:
             made.target = _aten.reshape.default  # a value is its elements, so `view` never refuses strides
+        if node.target is _aten.max_pool3d.default:
+            # Between codes Inductor takes it for a pool of images and fails (torch 2.13, qmaxpool2d): a bound that is none
+            # stands between it and its pattern.
+            made = self._call(_aten.clamp_max.default, made, inf)
         return made
 
     def _value(self, node: fx.Node) -> fx.Node:
