@@ -280,9 +280,9 @@ def reals(op: str, *, channels: bool, signed: bool | None = None) -> Callable[[D
         made = quantize(d)
         x, s = made.arrays["x"], made.options["sy"]
         if d.chance(0.3):
+            few = d.rng.choice(np.array([2.0**31, 2.0**31 - 128, 2.0**40, 2.0**62.9, 2.0**64]), x.size) * s
             with np.errstate(over="ignore"):
-                few = d.rng.choice(np.array([2.0**31, 2.0**31 - 128, 2.0**40, 2.0**62.9, 2.0**64]), x.size) * s
-            x.reshape(-1)[: x.size // 3] = (few * d.rng.choice([-1, 1], x.size)).astype(f32)[: x.size // 3]
+                x.reshape(-1)[: x.size // 3] = (few * d.rng.choice([-1, 1], x.size)).astype(f32)[: x.size // 3]
         negative = d.chance(0.5) if signed is None else signed
         lo, hi = (-128, 127) if negative else (0, 255)
         axis = int(d.rng.integers(x.ndim if x.ndim < 4 else 2))  # of images PyTorch takes these two

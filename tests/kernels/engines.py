@@ -106,7 +106,7 @@ def _ask_compiled(case: Case) -> Tensor:
     packed, x, bias = q.qconv_prepack(w, scales, o["sx"], o["zx"], *places, list(x.shape)), laid_out(x), arrays.get("bias")
     if case.op == "conv":
         return q.qconv_pointwise.tensor(x, *at, packed, scales, zeros, bias, *places, *to, relu, [], "")  # type: ignore[no-any-return]
-    added = (laid_out(arrays["a"]), bias)
+    added = (laid_out(arrays["a"].clone()), bias)  # the sum is written over it
     how = (o["sa"], o["za"], "sum", 1.0, relu, [], "")
     return q.qconv2d_pointwise.binary_tensor(x, *at, packed, scales, zeros, *added, *places, *to, *how)  # type: ignore[no-any-return]
 

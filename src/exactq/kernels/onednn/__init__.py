@@ -134,16 +134,16 @@ def linear_dynamic(
 ) -> Kernel:
     """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
 
-    s is the grid's scale in float64, r = fl(1 / s): the codes are clamp(rint(fl(fl(x·r) + z))), and sx = fl(1 / r).
+    s is the grid's scale in float64, sx = fl(1 / fl(1 / s)): the codes are clamp(rint(fl(fl(x · fl(1 / sx)) + z))).
     """
     excess = _matrix_excess(weight) if SATURATES[isa] else None
     sw = twice_inverted(channel_scales(w, weight.shape[0]))
 
     def apply(reals: Tensor) -> Tensor:
         scale, zero = dynamic_scale(reals, reduce_range=reduce_range)
-        inverse = torch.tensor(1 / scale, dtype=torch.float64).to(torch.float32)
-        x = Grid(UINT8, sx := 1 / inverse, torch.tensor(zero, dtype=torch.int32))
-        codes = (reals * inverse).add_(zero).clamp_(0, 255).round_()
+        sx = twice_inverted(torch.tensor(scale, dtype=torch.float64))
+        x = Grid(UINT8, sx, torch.tensor(zero, dtype=torch.int32))
+        codes = (reals * (1 / sx)).add_(zero).clamp_(0, 255).round_()
         acc = accumulators.matrix(weight.int(), x=x, excess=excess)(codes).to(torch.float32)
         made = acc * sx * sw if isa == "avx512vnni" else acc * (sx * sw)
         made = made if bias is None else made.add_(bias.to(torch.float32))
