@@ -98,6 +98,8 @@ def _operator(at: _Growing, me: str, case: Case, reals: dict[str, fx.Node]) -> f
             return at.call(me, getattr(_aten, f"avg_pool{len(places[0])}d").default, x, *places, *more)
         case "adaptive_avg_pool":
             return at.call(me, getattr(_aten, f"adaptive_avg_pool{len(o['output'])}d").default, x, list(o["output"]))
+        case "mean":
+            return at.call(me, _aten.mean.dim, x, list(o["dims"]), o["keep"])
         case "leaky_relu":
             return at.call(me, _aten.leaky_relu.default, x, o["slope"])
         case _:

@@ -216,6 +216,12 @@ def adaptive(rank: int) -> Callable[[Draw], Case]:
     return make
 
 
+def mean(d: Draw) -> Case:
+    x = image(d, 2, 1) if d.chance(0.7) else codes(d, 2, d.one_of(1, 5, 16, 33), d.one_of(1, 7, 64, 100))
+    dims = tuple(range(-int(d.rng.integers(1, x.ndim)), 0))
+    return Case("mean", {"x": x}, {"dims": dims, "keep": d.chance(0.5), "sx": scale(d), "zx": zero(d)})
+
+
 def quantize(d: Draw) -> Case:
     s = float(d.power_of_two()) if d.chance(0.5) else scale(d)
     size = shape(d)
@@ -323,6 +329,7 @@ OPERATORS: dict[str, Callable[[Draw], Case]] = {
     "fake_quantize_per_channel": reals("fake_quantize_per_channel", channels=True),
     "quantize_decomposed": reals("quantize_decomposed", channels=False),
     "quantize_decomposed_per_channel": reals("quantize_decomposed", channels=True),
+    "mean": mean,
 }
 """Name -> generator. New ones go to the end: the place of a name is in the seed of its cases."""
 

@@ -188,6 +188,7 @@ _ASK = {
     "sigmoid": _ask_unary,
     "hardswish": _ask_unary,
     "leaky_relu": _ask_unary,
+    "mean": lambda case: torch.mean(operand(case, "x").contiguous(), case.options["dims"], keepdim=case.options["keep"]),
     "conv_add": _ask_conv_add,
     "linear_dynamic": _ask_linear_dynamic,
     **dict.fromkeys(
@@ -287,6 +288,8 @@ def _kernel(name: str, case: Case, isa: str) -> Any:
             return aten.average_pool(x, **places, count_include_pad=o["count_include_pad"], isa=isa)
         case "adaptive_avg_pool":
             return (qnnpack if qnn and len(o["output"]) < 3 else aten).adaptive_average_pool(x, output=o["output"])
+        case "mean":
+            return aten.mean(x, dims=o["dims"], keep=o["keep"])
         case "leaky_relu":
             return aten.leaky_relu(x, y, slope=o["slope"])
         case "hardswish":

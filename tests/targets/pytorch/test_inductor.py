@@ -29,7 +29,7 @@ RESNET = WHOLE[0]
 SEED = int(os.environ.get("EXACTQ_SEED", "0"))
 
 LOOPS = ("add", "mul", "cat", "hardswish", "leaky_relu", "quantize", "dequantize")
-POOLS = tuple(f"{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_avg") for rank in (1, 2, 3))[:-1]
+POOLS = ("mean", *(f"{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_avg") for rank in (1, 2, 3)))[:-1]
 LAYERS = ("conv1d", "conv2d", "linear")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from exactq.kernels.aten.dynamic import dynamic_grid, dynamic_scale
 from exactq.kernels.aten.elementwise import add, hardswish, leaky_relu, mul, sigmoid
 from exactq.kernels.aten.isa import BLOCK, LANES
-from exactq.kernels.aten.pool import adaptive_average_pool, average_pool, concat
+from exactq.kernels.aten.pool import adaptive_average_pool, average_pool, concat, mean
 from exactq.kernels.aten.quantize import (
     dequantize,
     fake_quantize_per_channel,
@@ -32,6 +32,7 @@ __all__ = [
     "fake_quantize_per_tensor",
     "hardswish",
     "leaky_relu",
+    "mean",
     "mul",
     "quantize_decomposed",
     "quantize_per_channel",

@@ -84,9 +84,20 @@ def adaptive_average_pool(x: Grid, *, output: Sequence[int]) -> Kernel:
     return apply
 
 
+def mean(x: Grid, *, dims: Sequence[int], keep: bool) -> Kernel:
+    """The mean over the axes `dims`: codes of `x` -> codes of `x`."""
+    finish = _mean(x)
+
+    def apply(codes: Tensor) -> Tensor:
+        total = (codes.double() - scalar_zero(x)).sum(tuple(dims), keepdim=keep)
+        return finish(total, torch.tensor(codes.numel() / max(1, total.numel())))
+
+    return apply
+
+
 def _mean(x: Grid) -> Callable[[Tensor, Tensor], Tensor]:
     zero, (lo, hi) = scalar_zero(x), stored_range(x)
     return lambda total, count: total.float().div_(count.float()).round_().add_(zero).clamp_(lo, hi)
 
 
-__all__ = ["adaptive_average_pool", "add", "average_pool", "concat", "hardswish", "leaky_relu", "mul"]
+__all__ = ["adaptive_average_pool", "add", "average_pool", "concat", "hardswish", "leaky_relu", "mean", "mul"]

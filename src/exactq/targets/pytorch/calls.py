@@ -106,6 +106,15 @@ class Adaptive:
 
 
 @dataclass(frozen=True, eq=False)
+class Mean:
+    """The mean over the last axes, `dims` of them in negative numbers."""
+
+    x: Grid
+    dims: tuple[int, ...]
+    keep: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Moved:
     """Codes that `run` moves or selects; padding is with the code of `fill`."""
 
@@ -124,7 +133,7 @@ class Real:
     run: Callable[..., Any]
 
 
-What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Moved | Real
+What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Mean | Moved | Real
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,6 +327,15 @@ def _adaptive(at: _Root) -> Asked | None:
     return Adaptive(x.grid, _each(arguments(at.node)["output_size"], rank)), (x.name,)
 
 
+def _mean(at: _Root) -> Asked | None:
+    x, given = operand(at.graph, at.node.args[0]), arguments(at.node)
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    rank = len(shapes(at.graph)[x.name])
+    dims = tuple(sorted(int(n) % rank - rank for n in given["dim"]))
+    return (Mean(x.grid, dims, bool(given["keepdim"])), (x.name,)) if dims == tuple(range(-len(dims), 0)) else None
+
+
 def _moved(at: _Root) -> Asked | None:
     x, (run, _) = operand(at.graph, at.node.all_input_nodes[0]), bind(at.graph, at.node)
     if at.activated or x is None or not x.grid.same_as(at.y):
@@ -334,7 +352,8 @@ _ASKERS: dict[str, Asker] = {
     **dict.fromkeys(("aten.sigmoid", "aten.hardswish", "aten.leaky_relu"), _function),
     "aten.cat": _concat,
     **{f"aten.avg_pool{n}d": _average for n in (1, 2, 3)},
-    **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2)},
+    **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2, 3)},
+    "aten.mean": _mean,
     **{f"aten.max_pool{n}d": _moved for n in (1, 2, 3)},
     **{f"aten.{op}": _moved for op in "view flatten unsqueeze squeeze permute transpose slice constant_pad_nd".split()},
 }

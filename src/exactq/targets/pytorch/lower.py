@@ -20,6 +20,7 @@ from exactq.targets.pytorch.calls import (
     Dequantize,
     Function,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -80,6 +81,8 @@ def _kernel(what: What, engine: str, isa: str) -> Made:
         case Adaptive(x, output):
             library = qnnpack if qnn else aten
             return library.adaptive_average_pool(x, output=output), f"{'qnnpack' if qnn else 'quantized'}.adaptive_avg_pool"
+        case Mean(x, dims, keep):
+            return aten.mean(x, dims=dims, keep=keep), "quantized.mean"
         case Moved(op, run, grid, pad, fill):
             if pad is None:
                 return run, f"{op} on codes"

@@ -122,6 +122,16 @@ def pad_declines(node: fx.Node) -> str | None:
     return None
 
 
+def not_of_last_axes(node: fx.Node) -> str | None:
+    """Why a mean cannot run in integers: codes are summed where they lie behind one another."""
+    given = arguments(node)
+    dims = {int(n) for n in given.get("dim") or ()}
+    last = bool(dims) and (dims == set(range(-len(dims), 0)) or dims == {2, 3})
+    if not last or given.get("dtype") is not None:
+        return "means of codes are those of the last axes (-1, -2 …, or 2 and 3 of an image)"
+    return None
+
+
 def _moves(operator: str) -> Passes:
     return Passes(operator, f"aten/src/ATen/native/TensorShape.cpp: {operator} of a quantized tensor moves bytes")
 
@@ -176,6 +186,9 @@ _SHARED: dict[str, Rule] = {
     "aten.hardswish": Makes("quantized::hardswish", f"{CPU}/qhardswish.cpp"),
     "aten.adaptive_avg_pool1d": _pool("adaptive_avg_pool1d", _ADAPTIVE),
     "aten.adaptive_avg_pool2d": _pool("adaptive_avg_pool2d", _ADAPTIVE),
+    "aten.mean": Passes(
+        "mean", f"{CPU}/ReduceOps.cpp: mean_out_quantized_cpu", not_of_last_axes, how="averages codes on the grid they have"
+    ),
     "aten.relu": Activates("relu", f"{CPU}/qconv.cpp: conv2d_relu, qlinear.cpp: linear_relu, BinaryOps.cpp: add_relu"),
     "aten.clamp": Activates("clamp", f"{CPU}/qconv.cpp: outputs are clamped to the codes of their grid", clamp_declines),
     "aten.view": _moves("view"),

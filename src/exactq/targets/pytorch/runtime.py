@@ -28,6 +28,7 @@ from exactq.targets.pytorch.calls import (
     Dequantize,
     Function,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -219,6 +220,10 @@ def _bound(what: What) -> tuple[str, Callable[..., Any]]:
         case Adaptive(output=output):
             adaptive: Any = getattr(F, f"adaptive_avg_pool{len(output)}d")
             return f"adaptive_avg_pool{len(output)}d", lambda x: adaptive(_dense(x), output)
+        case Mean(_, dims, keep):
+            # Axes that lie last in memory, too, are summed as integers, others in float; and QNNPACK has a mean of its own for
+            # axes that are called 2 and 3, but not for -2 and -1.
+            return "mean", lambda x: torch.mean(x.contiguous(), dims, keepdim=keep)
         case Moved("aten.constant_pad_nd" as op, run):
             # Quantized copies of images with three axes work in plain order alone (torch 2.13).
             return op.removeprefix("aten."), lambda x: run(x.contiguous())

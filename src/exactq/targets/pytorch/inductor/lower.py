@@ -21,6 +21,7 @@ from exactq.targets.pytorch.calls import (
     Dequantize,
     Function,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -73,6 +74,8 @@ def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
             return pool, "inductor.avg_pool"
         case Adaptive(x, output):
             return inductor.adaptive_average_pool(x, output=output), "inductor.adaptive_avg_pool"
+        case Mean(x, dims, keep):
+            return inductor.mean(x, dims=dims, keep=keep), "inductor.mean"
         case Moved(op, run, grid, pad, fill):
             return (run if pad is None else _padded(grid, pad, fill)), f"{op} on codes"
         case Real(op, run):

@@ -24,6 +24,7 @@ from exactq.targets.pytorch.calls import (
     Dequantize,
     Function,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -71,7 +72,7 @@ class _Making:
             case Function(op, x, y, slope):
                 more = () if slope is None else (slope,)
                 return self._encoded(self._call(getattr(_aten, op).default, self._decoded(read[0], x), *more), y)
-            case Average(x=x) | Adaptive(x=x):
+            case Average(x=x) | Adaptive(x=x) | Mean(x=x):
                 steps = Grid(x.format, torch.ones(()), x.zero)
                 return self._encoded(self._again(call.covers[0], lambda _: self._decoded(read[0], steps)), steps)
             case Moved(grid=grid):

@@ -12,6 +12,7 @@ from exactq.targets.pytorch.rules import (
     every,
     has_alpha,
     never_saturates,
+    not_of_last_axes,
     pad_declines,
     padding_is_text,
 )
@@ -61,6 +62,7 @@ OPERATORS: dict[str, Rule] = {
     "aten.avg_pool2d": _pool("avg_pool2d", ceils, divides_otherwise),
     "aten.avg_pool3d": _pool("avg_pool3d", ceils, divides_otherwise),
     **{f"aten.adaptive_avg_pool{n}d": _pool(f"adaptive_avg_pool{n}d") for n in (1, 2, 3)},
+    "aten.mean": _pool("mean", not_of_last_axes),
     **{f"aten.{op}": _moves(op) for op in "view flatten unsqueeze squeeze permute transpose slice".split()},
     "aten.constant_pad_nd": Passes("the compiled constant_pad_nd", f"{LOWERING}: constant_pad_nd", pad_declines),
 }
