@@ -182,9 +182,11 @@ def joined(graph: Graph, rules: Mapping[fx.Node, Rule]) -> dict[str, str]:
     codes, so whatever else reads those comes before the layer.
     """
     found: dict[str, str] = {}
+    shape_of: dict[str, tuple[int, ...]] = {}
     for node, rule in rules.items():
         if not isinstance(rule, Makes) or not rule.joins or len(node.all_input_nodes) != 2:
             continue
+        shape_of = shape_of or shapes(graph, batch=2)
         for layer in sorted(node.all_input_nodes, reverse=True):
             (other,) = (n for n in node.all_input_nodes if n is not layer)
             if (
@@ -193,7 +195,7 @@ def joined(graph: Graph, rules: Mapping[fx.Node, Rule]) -> dict[str, str]:
                 and [*layer.users] == [node]
                 and other is not layer.args[0]
                 and all(feeds(reader, layer) for reader in other.users if reader is not node)
-                and (shape_of := shapes(graph))[graph.name(layer)] == shape_of[graph.name(other)]
+                and shape_of[graph.name(layer)] == shape_of[graph.name(other)]
             ):
                 found[graph.name(layer)] = graph.name(node)
                 break

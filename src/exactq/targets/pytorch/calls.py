@@ -269,7 +269,7 @@ def _joined(at: _Root, rule: Makes) -> Asked | None:
         readers = {r for dq in at.graph.node(other.name).users for r in (dq.users if dq.op == "call_function" else (dq,))}
         if not all(feeds(r, layer) for r in readers if r is not at.node):
             continue
-        shape_of = shapes(at.graph)
+        shape_of = shapes(at.graph, batch=2)
         if shape_of[at.graph.name(layer)] == shape_of[at.graph.name(decoded)]:
             what, codes = made
             assert isinstance(what, Layer)
