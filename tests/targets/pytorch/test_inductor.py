@@ -33,7 +33,7 @@ POOLS = ("mean", *(f"{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_av
 LAYERS = ("conv1d", "conv2d", "linear")
 
 
-@pytest.mark.parametrize("example", (WHOLE[0], WHOLE[3], WHOLE[4]), ids=lambda e: e.name)
+@pytest.mark.parametrize("example", [WHOLE[0], WHOLE[3], WHOLE[4]], ids=lambda e: e.name)
 def test_what_is_compiled_means_what_the_graph_means(example) -> None:  # type: ignore[no-untyped-def]
     made = quantized(example, target=NAME)
     graph, inputs = fold(made.graph), batch(example, 4, 5)
