@@ -73,6 +73,8 @@ class _Fit:
             self._layer(node)
         for node in self.graph.calls:
             self._hidden_accumulator(node)
+        for name, into in self.joined.items():
+            self._hidden_addition(name, into)
 
     def _rule(self, node: fx.Node) -> Rule | None:
         rule = self.ability.operators.get(op_name(node)) if node.op == "call_function" else None
@@ -265,6 +267,20 @@ class _Fit:
         if isinstance(rule, Computes):
             coded = coded and isinstance(self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed)
         if coded:
+            raise UsageError(
+                f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "
+                f"write {{fused: {into}}}, give it a grid of its own, or make `{into}` float"
+            )
+
+    def _hidden_addition(self, name: str, into: str) -> None:
+        """A layer that is float between codes and an addition which its kernel does on the accumulator."""
+        layer, slot = self.nodes[name], self.plan.slots[into]
+        if not isinstance(self.plan.slots[name], Float) or not isinstance(slot, Own | Fixed | Fused):
+            return
+        others = [n for n in self.nodes[into].all_input_nodes if n is not layer]
+        read = [(self.graph.name(layer.all_input_nodes[0]), name), *((self.graph.name(n), into) for n in others)]
+        weight = self.plan.slots[self.graph.name(weight_and_bias(layer)[0])]
+        if isinstance(weight, Own | Fixed) and all(self._coded(value, user) for value, user in read):
             raise UsageError(
                 f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "
                 f"write {{fused: {into}}}, give it a grid of its own, or make `{into}` float"
