@@ -123,7 +123,7 @@ def decided(case: Case, isa: str) -> bool:
     """Whether the emulator claims to know what comes out."""
     if case.op == "conv":
         return not onednn.undecided(torch.from_numpy(case.arrays["w"]), case.options["groups"], isa)
-    return case.op != "linear" or 1 not in case.arrays["w"].shape
+    return case.op != "linear" or case.arrays["w"].shape[1] > 1
 
 
 def answers(cases: Sequence[Case], isa: str) -> tuple[list[Tensor], list[Tensor], dict[str, int]]:

@@ -90,6 +90,6 @@ def _padded(grid: Any, pad: tuple[int, ...], fill: float) -> Callable[[Tensor], 
 def _undecided(what: What, isa: str) -> str | None:
     if isinstance(what, Layer) and what.rank and onednn.undecided(what.weight, what.places["groups"], isa):
         return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
-    if isinstance(what, Layer) and not what.rank and 1 in what.weight.shape:
-        return "torch.compile multiplies single numbers, and one row by one column, in float"  # _inductor/decomposition.py: mm
+    if isinstance(what, Layer) and not what.rank and what.weight.shape[1] == 1:
+        return "torch.compile multiplies single numbers in float"  # _inductor/decomposition.py: mm
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
+from operator import getitem
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ from exactq.targets.pytorch.calls import (
     Quantize,
     Real,
 )
+
+SMALL = 16
+"""Inductor multiplies one row by so few columns in float (_inductor/decomposition.py: addmm): small layers get it twice."""
 
 _qd: Any = torch.ops.quantized_decomposed
 _aten: Any = torch.ops.aten
@@ -88,7 +92,8 @@ class _Making:
         stored = (self._constant(t) for t in (layer.weight.contiguous(), scale.contiguous(), zeros))
         weight = self._call(_qd.dequantize_per_channel.default, *stored, 0, fmt.lo, fmt.hi, fmt.dtype)
         bias = None if layer.bias is None else self._constant(layer.bias.to(torch.float32))
-        x = self._decoded(codes, layer.x)
+        small = not layer.rank and (max(layer.weight.shape) <= SMALL or 1 in layer.weight.shape)
+        x = self._decoded(self._call(_aten.cat.default, [codes, codes]) if small else codes, layer.x)
         if layer.rank:
             p, op = layer.places, getattr(_aten, f"conv{layer.rank}d").default
             places = [list(p[name]) for name in ("stride", "padding", "dilation")]
@@ -97,7 +102,8 @@ class _Making:
             made = self._call(_aten.linear.default, x, weight, bias)
         if added is not None and layer.added is not None:
             made = self._call(_aten.add.Tensor, made, self._decoded(added, layer.added))
-        return self._encoded(self._call(_aten.relu.default, made) if layer.relu else made, layer.y)
+        made = self._encoded(self._call(_aten.relu.default, made) if layer.relu else made, layer.y)
+        return self._call(getitem, self._call(_aten.chunk.default, made, 2), 0) if small else made
 
     def _again(self, name: str, value: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """The operator of the value `name` once more, on what `value` makes of those it reads."""

@@ -27,8 +27,11 @@ from exactq.traces import Trace
 SETTINGS: dict[str, Any] = {"freezing": True}
 """What Inductor is told; all else is its own choice."""
 
-_COPIES = "To copy construct from a tensor"
-"""How PyTorch 2.13 warns of its own lowering of linear layers (torch/_inductor/mkldnn_lowerings.py)."""
+_OWN = (
+    ("To copy construct from a tensor", UserWarning),  # _inductor/mkldnn_lowerings.py
+    (r"`torch\.jit\.", DeprecationWarning),  # what Inductor imports
+)
+"""How PyTorch 2.13 warns of its own code while it compiles."""
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 
@@ -99,10 +102,12 @@ class Loaded:
         try:
             # A patch and no option of torch.compile: whether constants are frozen is decided before those hold.
             with config.patch(SETTINGS), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=_COPIES, category=UserWarning)
+                for message, category in _OWN:
+                    warnings.filterwarnings("ignore", message=message, category=category)
                 _, code = run_and_get_code(compiled, *inputs)
         except RuntimeError as error:
-            problem = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            told = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+            problem = told[0] if told else type(error).__name__
             shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
             raise TargetError(f"PyTorch {VERSION} cannot compile the file for inputs of {shapes}: {problem}") from error
         if not kept and not self.operators:
