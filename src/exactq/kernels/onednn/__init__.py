@@ -4,7 +4,7 @@ PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ fr
 `onednn.qconv_pointwise` and `qlinear_pointwise`, gets them as they are: r(s) = s.
 v = fl(fl(acc)·fl(r(sx)·sw)); linear layers take r(sw) in place of sw
 v = fl(v + b), then max(v, 0) with `relu`; the bias b stays real
-v = fma(q − z, r(s), v) before the relu, where codes q of another value are added (`conv_add`); the reference kernel rounds twice
+v = fma(q − z, r(s), v) before the relu, where codes q are added (`conv_add`); the reference kernel rounds twice
 y = rint(clamp(fl(fl(v · fl(1 / r(sy))) + zy), 0, 255)): the zero is added before the rounding
 With AVX512-VNNI (brgemm) one scale is multiplied after the other, v = fl(fl(fl(acc)·r(sx))·sw), but for dilated depthwise
 convolutions of three axes. So it is in the reference kernel, which AVX2 runs for groups that no vector kernel takes; that one
