@@ -1,4 +1,4 @@
-"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack. One library, so one folder."""
+"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack; and its compiler, inductor. One folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exactq.targets.pytorch import alone, runtime
 from exactq.targets.pytorch.emit import emit
+from exactq.targets.pytorch.inductor import INDUCTOR as INDUCTOR
 from exactq.targets.pytorch.lower import lower
 from exactq.targets.pytorch.rules import ENGINES, ISAS, ability
 from exactq.targets.target import Runtime, Target

@@ -25,6 +25,7 @@ from exactq.targets.pytorch.calls import (
     Function,
     Largest,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -32,7 +33,7 @@ from exactq.targets.pytorch.calls import (
     What,
     calls,
 )
-from exactq.targets.pytorch.rules import ENGINES, GROUPS
+from exactq.targets.pytorch.rules import ENGINES, GROUPS, OPERATORS
 from exactq.traces import Program, Step
 
 
@@ -44,7 +45,7 @@ def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) ->
     `int32`, the others as `float32`.
     """
     steps = []
-    for call in calls(graph, engine):
+    for call in calls(graph, engine, OPERATORS[engine]):
         made = _made(call.what, engine, isa, biases)
         inexact = call.inexact or _undecided(call.what, made.kernel, isa)
         steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
@@ -105,6 +106,8 @@ def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
             return _kernel(own, "adaptive_average_pool", x, output=output)
         case Largest(op, run, places):
             return Made(run, f"{op} on codes", max_pool(**places))  # type: ignore[arg-type]
+        case Mean(x, dims, keep):
+            return _kernel("quantized", "mean", x, dims=dims, keep=keep)
         case Moved(op, run, grid, pad, fill):
             if pad is not None:
                 code = float(aten.quantize_per_tensor(grid)(torch.tensor([fill])))
@@ -122,6 +125,8 @@ def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     if bias is not None and biases == "int32" and library != "qnnpack":
         bias = on_product_grid(bias, what.x, what.w)
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
+    if what.added is not None:
+        return _kernel(library, "conv_add", what.weight, bias, added=what.added, **given)
     return _kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
 
 
@@ -132,7 +137,11 @@ def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:
 
 
 def _undecided(what: What, kernel: str, isa: str) -> str | None:
-    if isinstance(what, Layer) and kernel == "onednn.conv" and onednn.undecided(what.weight, what.places["groups"], isa):
+    if (
+        isinstance(what, Layer)
+        and kernel.startswith("onednn.conv")
+        and onednn.undecided(what.weight, what.places["groups"], isa)
+    ):
         return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
     if isinstance(what, Layer) and kernel == "fbgemm.conv" and fbgemm.undecided(what.weight.shape, **what.places, isa=isa):
         return "FBGEMM writes over its own results where groups of 2 or 4 channels are left over"
