@@ -258,7 +258,10 @@ def _lines(made: _Made, step: Step, operands: Sequence[Tensor], at: Place) -> Li
     names = [name.removesuffix(CODES) for name in step.inputs]
     match step.anatomy:
         case Products() as anatomy:
-            opening = [_operand(name, grid) for name, grid in zip(names, (anatomy.x, anatomy.w), strict=False)]
+            read = (anatomy.x,) if anatomy.weight is not None else (anatomy.x, anatomy.w)
+            opening = [_operand(name, grid) for name, grid in zip(names, read, strict=False)]
+            if anatomy.added is not None:
+                opening.append(_element(names[-1], Read(len(operands) - 1, at), int(operands[-1][at]), anatomy.added))
             assert step.grid is not None
             bias = _float_bias(made.quantized.float_graph, step, at, anatomy.channel)
             return (*opening, *product_lines(anatomy, at, operands, bias, float(step.grid.scale), made.terms))

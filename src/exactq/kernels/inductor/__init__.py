@@ -1,6 +1,6 @@
 """The arithmetic of the loops that torch.compile's CPU backend writes in C++ for Q/DQ graphs: IEEE operations one by one.
 
-encode, decode   `aten.quantize_decomposed`, `aten.dequantize`
+encode, decode   `aten.quantize_decomposed`, `aten.dequantize`; encode alone is `quantize`
 add, mul         encode(decode(a) ∘ decode(b)), with relu between
 average          y = clamp(rint(fl(S / n)) + z), S = Σ (q − z): the pool is asked for codes on the grid of scale 1
 The compiler is told -ffp-contract=off, so neither vectors nor the elements left over are fused. What multiplies with weights is
@@ -19,37 +19,43 @@ from exactq.kernels.accumulators import Kernel
 from exactq.kernels.aten.elementwise import hard_swish
 from exactq.kernels.aten.pool import adaptive_sums, window_sums
 from exactq.kernels.aten.quantize import dequantize, quantize_decomposed
+from exactq.kernels.inductor.anatomy import ANATOMIES
 from exactq.numerics.formats import Grid
 from exactq.numerics.lookup import all_codes, look_up, look_up_pair
 from exactq.numerics.requantization import scalar_zero, stored_range
 
 
+def quantize(y: Grid) -> Kernel:
+    """Reals -> codes of `y`: quantized_decomposed.quantize_per_tensor."""
+    return quantize_decomposed(y)
+
+
 def add(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The sum of codes of `a` and of `b`, of one shape, as codes of `y`."""
     total = _decoded(a)[:, None] + _decoded(b)[None]
-    return look_up_pair(quantize_decomposed(y)(total.clamp(min=0) if relu else total), a.format, b.format)
+    return look_up_pair(quantize(y)(total.clamp(min=0) if relu else total), a.format, b.format)
 
 
 def mul(a: Grid, b: Grid, y: Grid, *, relu: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The product of codes of `a` and of `b`, of one shape, as codes of `y`."""
     product = _decoded(a)[:, None] * _decoded(b)[None]
-    return look_up_pair(quantize_decomposed(y)(product.clamp(min=0) if relu else product), a.format, b.format)
+    return look_up_pair(quantize(y)(product.clamp(min=0) if relu else product), a.format, b.format)
 
 
 def hardswish(x: Grid, y: Grid) -> Kernel:
     """hardswish: codes of `x` -> codes of `y`."""
-    return look_up(quantize_decomposed(y)(hard_swish(_decoded(x))), x.format)
+    return look_up(quantize(y)(hard_swish(_decoded(x))), x.format)
 
 
 def leaky_relu(x: Grid, y: Grid, *, slope: float) -> Kernel:
     """leaky_relu, whose slope is rounded to float32: codes of `x` -> codes of `y`."""
     v, negative = _decoded(x), torch.tensor(slope, dtype=torch.float32)
-    return look_up(quantize_decomposed(y)(torch.where(v > 0, v, v * negative)), x.format)
+    return look_up(quantize(y)(torch.where(v > 0, v, v * negative)), x.format)
 
 
 def concat(xs: Sequence[Grid], y: Grid, *, axis: int) -> Callable[..., Tensor]:
     """Codes of each of `xs` -> codes of `y`, one after the other."""
-    tables = [look_up(quantize_decomposed(y)(_decoded(x)), x.format) for x in xs]
+    tables = [look_up(quantize(y)(_decoded(x)), x.format) for x in xs]
     return lambda *codes: torch.cat([table(c) for table, c in zip(tables, codes, strict=True)], axis)
 
 
@@ -100,4 +106,15 @@ def _mean(x: Grid) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda total, count: total.float().div_(count.float()).round_().add_(zero).clamp_(lo, hi)
 
 
-__all__ = ["adaptive_average_pool", "add", "average_pool", "concat", "hardswish", "leaky_relu", "mean", "mul"]
+__all__ = [
+    "ANATOMIES",
+    "adaptive_average_pool",
+    "add",
+    "average_pool",
+    "concat",
+    "hardswish",
+    "leaky_relu",
+    "mean",
+    "mul",
+    "quantize",
+]

@@ -75,8 +75,7 @@ def conv_add(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The convolution of images that adds codes of `added`, of its result's shape, before the relu: quantized::conv2d_add."""
     places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    accumulate, requantize = _convolution(weight, bias, added, x, w, y, places, relu=relu, inverted=inverted, isa=isa)
-    return lambda codes, other: requantize(accumulate(codes), other)
+    return Layer(*_convolution(weight, bias, added, x, w, y, places, relu=relu, inverted=inverted, isa=isa))
 
 
 def _convolution(

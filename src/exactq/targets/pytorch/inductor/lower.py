@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from exactq.graphs.graph import Graph
 from exactq.kernels import inductor, onednn
-from exactq.kernels.aten import dequantize, quantize_decomposed
-from exactq.targets.lowering import mark_inexact
+from exactq.kernels.aten import dequantize
 from exactq.targets.pytorch.calls import (
     Adaptive,
     Average,
@@ -31,7 +25,8 @@ from exactq.targets.pytorch.calls import (
     calls,
 )
 from exactq.targets.pytorch.inductor.rules import NAME, OPERATORS
-from exactq.traces import Program, Step
+from exactq.targets.pytorch.made import TWO_KERNELS, Made, assembled, broadcast, kernel, largest, moved
+from exactq.traces import Program
 
 
 def lower(graph: Graph, isa: str) -> Program:
@@ -40,59 +35,54 @@ def lower(graph: Graph, isa: str) -> Program:
     Steps are named like the graph's nodes: `layer1.0.relu/codes` holds codes. Each step whose bits may differ from those of
     the compiled module says why in `inexact`.
     """
-    steps = []
-    for call in calls(graph, NAME, OPERATORS):
-        run, kernel = _kernel(call.what, isa)
-        inexact = call.inexact or _undecided(call.what, isa)
-        steps.append(Step(call.name, run, call.inputs, kernel, call.grid, inexact, call.covers))
-    live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
-    return replace(live, steps=tuple(mark_inexact(live.steps)))
+    return assembled(graph, calls(graph, NAME, OPERATORS), lambda what: _made(what, isa))
 
 
-def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
+def _made(what: What, isa: str) -> Made:
     match what:
         case Quantize(y):
-            return quantize_decomposed(y), "inductor.quantize"
+            return kernel(NAME, "quantize", y)
         case Dequantize(x):
-            return dequantize(x), "inductor.dequantize"
-        case Layer(rank, weight, bias, x, w, y, relu, places, added):
-            given: Any = {"x": x, "w": w, "y": y, "relu": relu, "inverted": False, "isa": isa, **places}
-            if added is not None:
-                return onednn.conv_add(weight, bias, added=added, **given), "onednn.qconv2d_pointwise"
-            kernel, name = (onednn.conv, "qconv_pointwise") if rank else (onednn.linear, "qlinear_pointwise")
-            return kernel(weight, bias, **given), f"onednn.{name}"
+            return Made(dequantize(x), f"{NAME}.dequantize")
+        case Layer():
+            return _layer(what, isa)
         case Pair(op, a, b, y, relu):
-            pair = {"add": inductor.add, "mul": inductor.mul}[op](a, b, y, relu=relu)
-            return lambda p, q: pair(*torch.broadcast_tensors(p, q)), f"inductor.{op}"
+            return broadcast(kernel(NAME, op, a, b, y, relu=relu))
         case Concat(xs, y, axis):
-            return inductor.concat(xs, y, axis=axis), "inductor.cat"
+            return kernel(NAME, "concat", xs, y, axis=axis)
         case Function("hardswish", x, y):
-            return inductor.hardswish(x, y), "inductor.hardswish"
+            return kernel(NAME, "hardswish", x, y)
         case Function(_, x, y, slope):
-            return inductor.leaky_relu(x, y, slope=slope or 0.0), "inductor.leaky_relu"
+            return kernel(NAME, "leaky_relu", x, y, slope=slope or 0.0)
         case Average(_, x, size, stride, padding, counted):
-            pool = inductor.average_pool(x, kernel=size, stride=stride, padding=padding, count_include_pad=counted)
-            return pool, "inductor.avg_pool"
+            places = {"kernel": size, "stride": stride, "padding": padding}
+            return kernel(NAME, "average_pool", x, **places, count_include_pad=counted)
         case Adaptive(x, output):
-            return inductor.adaptive_average_pool(x, output=output), "inductor.adaptive_avg_pool"
+            return kernel(NAME, "adaptive_average_pool", x, output=output)
         case Mean(x, dims, keep):
-            return inductor.mean(x, dims=dims, keep=keep), "inductor.mean"
-        case Largest(op, run, _):
-            return run, f"{op} on codes"
-        case Moved(op, run, grid, pad, fill):
-            return (run if pad is None else _padded(grid, pad, fill)), f"{op} on codes"
+            return kernel(NAME, "mean", x, dims=dims, keep=keep)
+        case Largest():
+            return largest(what)
+        case Moved(grid=grid):
+            return moved(what, inductor.quantize(grid))
         case Real(op, run):
-            return run, op
+            return Made(run, op)
 
 
-def _padded(grid: Any, pad: tuple[int, ...], fill: float) -> Callable[[Tensor], Tensor]:
-    code = float(quantize_decomposed(grid)(torch.tensor([fill])))
-    return lambda codes: F.pad(codes, pad, value=code)
+def _layer(what: Layer, isa: str) -> Made:
+    given: dict[str, Any] = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, "inverted": False, "isa": isa}
+    given |= what.places
+    if what.added is not None:
+        made, name = kernel("onednn", "conv_add", what.weight, what.bias, added=what.added, **given), "qconv2d_pointwise"
+    else:
+        made = kernel("onednn", "conv" if what.rank else "linear", what.weight, what.bias, **given)
+        name = "qconv_pointwise" if what.rank else "qlinear_pointwise"
+    return replace(made, kernel=f"onednn.{name}", inexact=_undecided(what, isa))
 
 
-def _undecided(what: What, isa: str) -> str | None:
-    if isinstance(what, Layer) and what.rank and onednn.undecided(what.weight, what.places["groups"], isa):
-        return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
-    if isinstance(what, Layer) and not what.rank and what.weight.shape[1] == 1:
+def _undecided(what: Layer, isa: str) -> str | None:
+    if what.rank:
+        return TWO_KERNELS if onednn.undecided(what.weight, what.places["groups"], isa) else None
+    if what.weight.shape[1] == 1:
         return "torch.compile multiplies single numbers in float"  # _inductor/decomposition.py: mm
     return None
