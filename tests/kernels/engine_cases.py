@@ -298,6 +298,17 @@ def reals(op: str, *, channels: bool, signed: bool | None = None) -> Callable[[D
     return make
 
 
+def affine(make: Callable[[Draw], Case]) -> Callable[[Draw], Case]:
+    """A layer whose weights have zeros of their own: the ends, near them, or any, one a channel where scales are so."""
+
+    def made(d: Draw) -> Case:
+        given = make(d)
+        zeros = d.rng.choice([-128, 127, 1, -1, *d.rng.integers(-128, 128, 3)], given.arrays["sw"].size)
+        return Case(given.op, {**given.arrays, "zw": zeros.astype(np.int64)}, given.options)
+
+    return made
+
+
 OPERATORS: dict[str, Callable[[Draw], Case]] = {
     "conv1d": conv(1),
     "conv2d": conv(2),
@@ -328,6 +339,8 @@ OPERATORS: dict[str, Callable[[Draw], Case]] = {
     "quantize_decomposed": reals("quantize_decomposed", channels=False),
     "quantize_decomposed_per_channel": reals("quantize_decomposed", channels=True),
     "mean": mean,
+    **{f"conv{rank}d_affine": affine(conv(rank)) for rank in (1, 2, 3)},
+    "linear_affine": affine(linear),
 }
 """Name -> generator. New ones go to the end: the place of a name is in the seed of its cases."""
 
@@ -338,6 +351,7 @@ MISSING = {("qnnpack", "max_pool3d"), ("qnnpack", "sigmoid")}
 COMPILED = "inductor"
 ONLY: dict[str, tuple[str, ...]] = {
     "conv2d_add": ("onednn",),
+    **{name: ("fbgemm", "x86", "qnnpack") for name in OPERATORS if name.endswith("_affine")},
     **dict.fromkeys([name for name in OPERATORS if name.startswith(("quantize_", "fake_"))], ("fbgemm",)),
 }
 """What one engine has alone, and what is asked once because no engine is asked for it."""
@@ -350,6 +364,7 @@ COMBINATIONS = [
 COMBINATIONS += [(COMPILED, name) for name in ("conv1d", "conv2d", "conv2d_add", "linear")]
 """Engine and operator; of what torch.compile makes the operators that it calls (the loops it writes: `compiled.py`)."""
 LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "conv2d_add", "linear_dynamic"}
+LAYERS |= {name for name in OPERATORS if name.endswith("_affine")}
 """The operators with weights, whose arithmetic differs from engine to engine; most of the others are ATen's own in all."""
 
 

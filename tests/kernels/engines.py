@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exactq.kernels import aten, fbgemm, onednn, qnnpack
+from exactq.kernels import aten, fbgemm, inductor, onednn, qnnpack
 from exactq.numerics.formats import INT8, UINT8, Grid
 from exactq.targets.pytorch.rules import GROUPS
 from exactq.targets.pytorch.runtime import detect_isa, threads
@@ -24,9 +24,16 @@ def quantized(codes: Array, scale: float, zero: int) -> Tensor:
 
 def weight(case: Case) -> Tensor:
     w, sw = torch.from_numpy(case.arrays["w"]), torch.from_numpy(case.arrays["sw"])
+    zw = zeros(case)
     if not case.options["channels"]:
-        return torch._make_per_tensor_quantized_tensor(w, float(sw), 0)
-    return torch._make_per_channel_quantized_tensor(w, sw.double(), torch.zeros(len(sw), dtype=torch.long), 0)
+        return torch._make_per_tensor_quantized_tensor(w, float(sw), int(zw))
+    return torch._make_per_channel_quantized_tensor(w, sw.double(), zw, 0)
+
+
+def zeros(case: Case) -> Tensor:
+    """The zeros of the weights, int64, one where there is one scale."""
+    given = case.arrays.get("zw")
+    return torch.zeros(len(case.arrays["sw"]), dtype=torch.long) if given is None else torch.from_numpy(given.copy())
 
 
 def isa_of(name: str) -> str:
@@ -211,7 +218,7 @@ def grid(scale: float, zero: int) -> Grid:
 def weight_grid(case: Case) -> Grid:
     sw = torch.from_numpy(case.arrays["sw"].copy())
     sw = sw.reshape(-1, *[1] * (case.arrays["w"].ndim - 1)) if case.options["channels"] else sw.reshape(())
-    return Grid(INT8, sw, torch.zeros_like(sw, dtype=torch.int32))
+    return Grid(INT8, sw, zeros(case).to(torch.int32).reshape(sw.shape))
 
 
 def emulate(name: str, case: Case, isa: str) -> Array:
@@ -231,7 +238,8 @@ def emulate(name: str, case: Case, isa: str) -> Array:
         places = {k: o[k] for k in ("stride", "padding", "dilation", "groups", "relu") if k in o}
         kernels = {"fbgemm": fbgemm, "x86": fbgemm, "onednn": onednn, "qnnpack": qnnpack, COMPILED: onednn}
         library: Any = kernels[name]
-        if name == "x86" and case.op == "conv" and isa == "avx512vnni" and o["groups"] <= GROUPS:
+        symmetric = not zeros(case).any()
+        if name == "x86" and case.op == "conv" and isa == "avx512vnni" and o["groups"] <= GROUPS and symmetric:
             library = onednn
         where = {} if name == "qnnpack" else {"isa": isa}
         where |= {"inverted": False} if name == COMPILED else {}
@@ -264,6 +272,33 @@ def _rounded(case: Case, x: Tensor) -> Array:
 
 
 def _kernel(name: str, case: Case, isa: str) -> Any:
+    return _compiled(case) if name == COMPILED else _engines(name, case, isa)
+
+
+def _compiled(case: Case) -> Any:
+    """What the loops of a compiled module make; `compiled.py` asks for their answers, many at a time."""
+    o = case.options
+    x, y, a, b = (grid(o[f"s{n}"], o[f"z{n}"]) if f"s{n}" in o else None for n in "xyab")
+    places = {k: o[k] for k in ("kernel", "stride", "padding", "count_include_pad") if k in o}
+    match case.op:
+        case "add" | "mul":
+            return getattr(inductor, case.op)(a, b, y, relu=o["relu"])
+        case "cat":
+            return inductor.concat([a, b], y, axis=o["axis"])
+        case "avg_pool":
+            return inductor.average_pool(x, **places)
+        case "adaptive_avg_pool":
+            return inductor.adaptive_average_pool(x, output=o["output"])
+        case "mean":
+            return inductor.mean(x, dims=o["dims"], keep=o["keep"])
+        case "leaky_relu":
+            return inductor.leaky_relu(x, y, slope=o["slope"])
+        case "hardswish":
+            return inductor.hardswish(x, y)
+    return inductor.quantize(y)
+
+
+def _engines(name: str, case: Case, isa: str) -> Any:
     o = case.options
     x, y, a, b = (grid(o[f"s{n}"], o[f"z{n}"]) if f"s{n}" in o else None for n in "xyab")
     qnn = name == "qnnpack"

@@ -105,4 +105,4 @@ def _join(v: np.float32, code: int, grid: Grid, handed: Handed, way: Way) -> Lin
     total = v + away * r if way.divides else fused(away, r, v)
     parts = f"{shown(v)} + fl(({code} − {zero}) · {shown(r)})" if way.divides else f"{code} − {zero}, {shown(r)}, {shown(v)}"
     text = f"{name} = {shown(r)}: {'fl' if way.divides else 'fma'}({parts}) = {shown(total)}"
-    return Line("add", text, total, {"code": code, "scale": r, "zero": zero})
+    return Line("add codes", text, total, {"code": code, "scale": r, "zero": zero})
