@@ -178,7 +178,9 @@ def _covered(step: Step) -> tuple[str, ...]:
     if len(step.covers) > 1 and step.grid is not None:
         lo, hi = (step.grid.decode(torch.tensor([end])).item() for end in (step.grid.format.lo, step.grid.format.hi))
         names = " and ".join(f"`{name}`" for name in step.covers)
-        notes.append(f"{names} are one kernel: the activation is the grid's end, reals are {lo:.6g}..{hi:.6g}")
+        joined = isinstance(step.anatomy, Products) and step.anatomy.added is not None
+        end = f": the activation is the grid's end, reals are {lo:.6g}..{hi:.6g}" if len(step.covers) > 1 + joined else ""
+        notes.append(f"{names} are one kernel{end}")
     if step.inexact is not None:
         notes.append(f"not proven to be the runtime's: {step.inexact}")
     return tuple(notes)
