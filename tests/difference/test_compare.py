@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.targets.networks import WHOLE, batch, quantized
 from torch import nn
 
 import exactq
@@ -93,3 +94,20 @@ def test_other_models_and_inputs_are_refused_by_name() -> None:
         exactq.diff(made(), (made(), "emulater"), [inputs()])
     with pytest.raises(UsageError, match="unknown instruction set of fbgemm 'avx3'"):
         exactq.diff(made(), (made(), "emulator@avx3"), [inputs()])
+
+
+def test_a_sum_that_one_engine_adds_inside_a_convolution_is_named_and_saturates_as_layers_do() -> None:
+    residual = WHOLE[0]
+    images, apart = [batch(residual, 4, 5)], quantized(residual, target="fbgemm")
+    for target in ("onednn", "inductor"):
+        together = quantized(residual, target=target)
+        result = diff(execution(apart), execution(together), images, inputs=4)
+        causes = {c.cause: c for c in result.causes}
+        assert set(causes) - {Cause.MULTIPLIER} == {Cause.SUM}, result
+        assert set(causes[Cause.SUM].places) == {"0.3.relu_1", "0.4.relu_1", "0.5.relu_1"}
+        assert causes[Cause.SUM].share > 0.9
+        widths = [execution(together, f"emulator@{isa}") for isa in ("avx2", "avx512vnni")]
+        sharp = (images[0][0] * 8,)  # most codes at the end of their grid, so that pairs of fused layers saturate, too
+        saturated = diff(*widths, [sharp], inputs=4)
+        assert {c.cause for c in saturated.causes} - {Cause.MULTIPLIER} == {Cause.PAIRS}, saturated
+        assert set(saturated.causes[0].places) & set(causes[Cause.SUM].places)

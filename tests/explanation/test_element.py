@@ -17,7 +17,7 @@ import exactq
 from exactq.errors import DataError, UsageError
 from exactq.explanation import explain, explain_layers
 from exactq.quantized import Quantized
-from exactq.traces import Program, Step
+from exactq.traces import Program, Step, trace
 
 from .models import IMAGE, by_hand
 
@@ -86,6 +86,18 @@ def test_the_json_has_the_same_numbers_by_name() -> None:
     assert (steps["bias"]["held"], steps["bias"]["value"]) == ("int32", 4858)
     assert steps["multiplier"]["value"] * 2**31 == 16752269
     assert all({"name", "text", "value"} <= set(step) for step in found["steps"])
+
+
+def test_a_fused_sum_shows_the_code_that_is_added_its_grid_and_the_real_that_comes_of_both() -> None:
+    made, inputs, at = quantized(WHOLE[0], target="onednn"), batch(WHOLE[0], 2, 5), (1, 3, 4, 5)
+    found = explain(made, "0.3.conv2", at, inputs)
+    steps = {step.name: step for step in found.steps}
+    shortcut, codes = found.steps[1], trace(made.program(), inputs)["0.2/codes"]
+    assert (shortcut.values["of"], shortcut.value, shortcut.values["at"]) == ("0.2", int(codes[at]), at)
+    before, added = float(steps["add bias"].value), (shortcut.value - shortcut.values["zero"]) * shortcut.values["scale"]
+    assert float(steps["add codes"].value) == pytest.approx(before + added, rel=2.0**-22, abs=2.0**-22)
+    assert steps["add codes"].values["code"] == shortcut.value
+    assert "are one kernel: the activation is the grid's end" in found.notes[1]
 
 
 def test_a_tie_goes_to_the_even_neighbour_and_that_is_said() -> None:

@@ -42,7 +42,8 @@ FAST = {
 
 ENGINES_FAST = {
     "fbgemm": {"conv2d depthwise", "gated"},
-    "onednn": {"conv2d grouped", "several"},
+    "inductor": {"mean of images", "leaky_relu", "several"},
+    "onednn": {"conv2d grouped", "mean of images", "resnet", "several"},
     "qnnpack": {"linear of rows", "hardswish", "several"},
 }
 """The same for PyTorch's engines, each with what is its own."""
@@ -98,7 +99,7 @@ def test_the_explanation_of_an_element_is_the_emulators_code(target: str, exampl
     for isa in made.target.isas:
         for inputs in (batch(example, 3, SEED + 3, 1.5), extreme):
             found = list(explain_many(made, inputs, some(3, SEED), isa=isa))
-            assert len(found) >= 4
+            assert len(found) >= 4 or made.coverage() == 0  # inductor has no convolution of three axes
             for one in found:
                 adds_up(one)
 

@@ -214,6 +214,12 @@ def adaptive(rank: int) -> Callable[[Draw], Case]:
     return make
 
 
+def mean(d: Draw) -> Case:
+    x = image(d, 2, 1) if d.chance(0.7) else codes(d, 2, d.one_of(1, 5, 16, 33), d.one_of(1, 7, 64, 100))
+    dims = tuple(range(-int(d.rng.integers(1, x.ndim)), 0))
+    return Case("mean", {"x": x}, {"dims": dims, "keep": d.chance(0.5), "sx": scale(d), "zx": zero(d)})
+
+
 def quantize(d: Draw) -> Case:
     s = float(d.power_of_two()) if d.chance(0.5) else scale(d)
     size = shape(d)
@@ -228,6 +234,79 @@ def quantize(d: Draw) -> Case:
 
 def dequantize(d: Draw) -> Case:
     return Case("dequantize", {"x": codes(d, *shape(d))}, {"sx": scale(d), "zx": zero(d)})
+
+
+def conv_add(d: Draw) -> Case:
+    """A convolution of images and the codes that are added to it, of the sum's scale, near it, or half of it."""
+    made = conv(2)(d)
+    o, x, w = made.options, made.arrays["x"], made.arrays["w"]
+    at = zip(x.shape[2:], o["padding"], o["dilation"], w.shape[2:], o["stride"], strict=True)
+    image = [(n + 2 * p - e * (k - 1) - 1) // s + 1 for n, p, e, k, s in at]
+    ulp, sy = 2.0**-23, o["sy"]
+    s = d.one_of(
+        sy, sy * d.rng.uniform(0.2, 3), sy / 2 * (1 + int(d.rng.integers(-3, 4)) * ulp), sy * 2.0 ** d.rng.uniform(-11, 6)
+    )
+    added = d.codes((x.shape[0], w.shape[0], *image), np.dtype(np.uint8))
+    return Case("conv_add", {**made.arrays, "a": added}, {**o, "sa": float(f32(s)), "za": d.one_of(zero(d), o["zy"])})
+
+
+def linear_dynamic(d: Draw) -> Case:
+    """A linear layer that lays a grid over its reals: of one sign, of one value, tiny, half steps, or all zero."""
+    made = linear(d)
+    size, s = made.arrays["x"].shape, float(np.exp(d.rng.uniform(-6, 5)))
+    match d.one_of("normal", "codes", "positive", "negative", "tiny", "ties", "constant", "zero"):
+        case "normal":
+            x = d.rng.normal(size=size) * s
+        case "codes":
+            x = (made.arrays["x"].astype(np.float64) - 100) * s
+        case "positive":
+            x = np.abs(d.rng.normal(size=size)) * s + s
+        case "negative":
+            x = -np.abs(d.rng.normal(size=size)) * s
+        case "tiny":
+            x = d.rng.normal(size=size) * 1e-6 * np.exp(d.rng.uniform(-20, 6))
+        case "ties":
+            x = d.rng.integers(-255, 256, size) * 0.5 * 2.0 ** int(d.rng.integers(-6, 3))
+            x.reshape(-1)[:2] = (127.5 * 2.0 ** int(d.rng.integers(-6, 3)) * np.array([1, -1]))[: x.size]
+        case "constant":
+            x = np.full(size, s * d.one_of(1, -1))
+        case _:
+            x = np.zeros(size)
+    told = {k: made.options[k] for k in ("channels", "relu")} | {"reduce_range": d.chance(0.5)}
+    arrays = {"x": x.astype(f32), **{k: a for k, a in made.arrays.items() if k != "x"}}
+    return Case("linear_dynamic", arrays, told)
+
+
+def reals(op: str, *, channels: bool, signed: bool | None = None) -> Callable[[Draw], Case]:
+    """Reals that are rounded: ties, infinities, steps around 2³¹ and 2⁶³, with one grid or one a channel."""
+
+    def make(d: Draw) -> Case:
+        made = quantize(d)
+        x, s = made.arrays["x"], made.options["sy"]
+        if d.chance(0.3):
+            few = d.rng.choice(np.array([2.0**31, 2.0**31 - 128, 2.0**40, 2.0**62.9, 2.0**64]), x.size) * s
+            with np.errstate(over="ignore"):
+                x.reshape(-1)[: x.size // 3] = (few * d.rng.choice([-1, 1], x.size)).astype(f32)[: x.size // 3]
+        negative = d.chance(0.5) if signed is None else signed
+        lo, hi = (-128, 127) if negative else (0, 255)
+        axis = int(d.rng.integers(x.ndim if x.ndim < 4 else 2))  # of images PyTorch takes these two
+        count = x.shape[axis] if channels else 1
+        scales = np.ldexp(f32(s), d.rng.integers(-2, 3, count)).astype(f32) if channels else np.array([s], f32)
+        zeros = d.rng.choice([lo, hi, (lo + hi + 1) // 2, *d.rng.integers(lo, hi + 1, 3)], count)
+        return Case(op, {"x": x, "s": scales, "z": zeros.astype(np.int64)}, {"signed": negative, "axis": axis})
+
+    return make
+
+
+def affine(make: Callable[[Draw], Case]) -> Callable[[Draw], Case]:
+    """A layer whose weights have zeros of their own: the ends, near them, or any, one a channel where scales are so."""
+
+    def made(d: Draw) -> Case:
+        given = make(d)
+        zeros = d.rng.choice([-128, 127, 1, -1, *d.rng.integers(-128, 128, 3)], given.arrays["sw"].size)
+        return Case(given.op, {**given.arrays, "zw": zeros.astype(np.int64)}, given.options)
+
+    return made
 
 
 OPERATORS: dict[str, Callable[[Draw], Case]] = {
@@ -251,16 +330,41 @@ OPERATORS: dict[str, Callable[[Draw], Case]] = {
     "sigmoid": unary("sigmoid"),
     "hardswish": unary("hardswish"),
     "leaky_relu": unary("leaky_relu"),
+    "conv2d_add": conv_add,
+    "linear_dynamic": linear_dynamic,
+    "quantize_int8": reals("quantize_per_tensor", channels=False, signed=True),
+    "quantize_per_channel": reals("quantize_per_channel", channels=True),
+    "fake_quantize": reals("fake_quantize_per_tensor", channels=False),
+    "fake_quantize_per_channel": reals("fake_quantize_per_channel", channels=True),
+    "quantize_decomposed": reals("quantize_decomposed", channels=False),
+    "quantize_decomposed_per_channel": reals("quantize_decomposed", channels=True),
+    "mean": mean,
+    **{f"conv{rank}d_affine": affine(conv(rank)) for rank in (1, 2, 3)},
+    "linear_affine": affine(linear),
 }
-"""Name -> generator."""
+"""Name -> generator. New ones go to the end: the place of a name is in the seed of its cases."""
 
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 MISSING = {("qnnpack", "max_pool3d"), ("qnnpack", "sigmoid")}
 """What an engine has no kernel for, but on one output grid."""
-COMBINATIONS = [(engine, name) for engine in ENGINES for name in OPERATORS if (engine, name) not in MISSING]
-"""Engine and operator."""
-LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
+COMPILED = "inductor"
+ONLY: dict[str, tuple[str, ...]] = {
+    "conv2d_add": ("onednn",),
+    **{name: ("fbgemm", "x86", "qnnpack") for name in OPERATORS if name.endswith("_affine")},
+    **dict.fromkeys([name for name in OPERATORS if name.startswith(("quantize_", "fake_"))], ("fbgemm",)),
+}
+"""What one engine has alone, and what is asked once because no engine is asked for it."""
+COMBINATIONS = [
+    (engine, name)
+    for engine in ENGINES
+    for name in OPERATORS
+    if (engine, name) not in MISSING and engine in ONLY.get(name, ENGINES)
+]
+COMBINATIONS += [(COMPILED, name) for name in ("conv1d", "conv2d", "conv2d_add", "linear")]
+"""Engine and operator; of what torch.compile makes the operators that it calls (the loops it writes: `compiled.py`)."""
+LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "conv2d_add", "linear_dynamic"}
+LAYERS |= {name for name in OPERATORS if name.endswith("_affine")}
 """The operators with weights, whose arithmetic differs from engine to engine; most of the others are ATen's own in all."""
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exactq.explanation.products import product_lines
-from exactq.kernels import aten, fbgemm, mlas, onednn, qnnpack
+from exactq.kernels import aten, fbgemm, inductor, mlas, onednn, qnnpack
 from exactq.kernels.anatomy import Anatomy, Element, Function, Line, Place, Products, place_of
 from exactq.numerics.formats import INT8, UINT8, Grid
 from exactq.targets.pytorch.rules import ISAS
@@ -63,6 +63,7 @@ def watched(library: Any, name: str, seen: Counter[str], chance: random.Random) 
                     seen["vector"] += bool(line.values.get("vector"))
                     seen["wraps"] += line.name == "accumulator" and line.value != line.values["exact"]
                     seen["tie"] += bool(line.values.get("tie"))
+                    seen["zero of weights"] += line.name == "zero points" and line.values["zero_w"] != 0
                     seen["saturated"] += line.name == "saturation" and line.value != 0
                     if line.name == "multiply" and "rounded" in line.values:
                         seen["beyond 24 bits"] += int(line.values["rounded"]) != line.values["accumulator"]
@@ -87,8 +88,9 @@ def test_an_element_recomputed_in_plain_numbers_is_the_kernels(isa: str, monkeyp
     assert [name for name in rare if not seen[name]] == [], seen
 
 
-LIBRARIES = (aten, fbgemm, onednn, qnnpack)
-ENGINES_LINES = "tie,loop,vector,add bias,divide,relu,sum,multipliers,product,sigmoid,hardswish,leaky_relu"
+LIBRARIES = (aten, fbgemm, inductor, onednn, qnnpack)
+LOOPS = "add mul cat hardswish leaky_relu quantize mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool2d".split()
+ENGINES_LINES = "tie,loop,vector,add bias,add codes,add,mul,divide,relu,sum,multipliers,product,sigmoid,hardswish,leaky_relu"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -97,15 +99,16 @@ def test_an_element_recomputed_in_plain_numbers_is_the_engines_kernels(isa: str,
     for library in LIBRARIES:
         for name in set(library.ANATOMIES) - {"max_pool"}:
             monkeypatch.setattr(library, name, watched(library, name, seen, random.Random(SEED)))
-    for engine, name in engine_cases.COMBINATIONS:
-        if name not in engine_cases.LAYERS and engine not in ("fbgemm", "qnnpack"):
+    loops = [(engine_cases.COMPILED, name) for name in LOOPS]
+    for engine, name in [*engine_cases.COMBINATIONS, *loops]:
+        if name not in engine_cases.LAYERS and engine not in ("fbgemm", "qnnpack", engine_cases.COMPILED):
             continue  # ATen's own
         for index in range(4 * CASES if name in engine_cases.LAYERS else 2 * CASES):
             example = engine_cases.case(name, SEED, index)
             refused = engine == "qnnpack" and name == "add" and not qnnpack.adds(*(grid(example, n) for n in "aby"))
             if not refused:
                 engines.emulate(engine, example, isa)
-    assert [name for name in [*ENGINES_LINES.split(","), "saturated"] if not seen[name]] == [], seen
+    assert [name for name in [*ENGINES_LINES.split(","), "saturated", "zero of weights"] if not seen[name]] == [], seen
 
 
 def grid(example: engine_cases.Case, name: str) -> Grid:
@@ -126,8 +129,8 @@ def test_qnnpacks_arithmetic_with_a_real_bias_is_that_of_its_anatomy(name: str, 
 def test_each_kernel_of_the_engines_has_an_anatomy_with_its_arguments() -> None:
     for library in LIBRARIES:
         made = {"conv", "linear", "add", "mul", "concat", "sigmoid", "hardswish", "leaky_relu", "quantize_per_tensor"}
-        made |= {"average_pool", "adaptive_average_pool"}
-        assert {name for name in made if hasattr(library, name)} == set(library.ANATOMIES) - {"max_pool"}
+        made |= {"average_pool", "adaptive_average_pool", "mean", "conv_add", "quantize"}
+        assert made & set(library.__all__) == set(library.ANATOMIES) - {"max_pool"}
         for name in set(library.ANATOMIES) - {"max_pool"}:
             same_arguments(getattr(library, name), library.ANATOMIES[name])
 

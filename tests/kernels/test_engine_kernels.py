@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exactq.errors import ModelError
-from exactq.kernels import aten, fbgemm, onednn, qnnpack
+from exactq.kernels import aten, fbgemm, inductor, onednn, qnnpack
 from exactq.numerics.formats import INT8, UINT8, Grid
 
 
@@ -173,3 +173,91 @@ def test_sums_that_qnnpack_refuses_are_refused() -> None:
     assert not qnnpack.adds(grid(1.0), grid(1.0), grid(2.0**-8))
     with pytest.raises(ModelError, match=r"QNNPACK adds codes whose scales are 2\^-14..2\^8 times the sum's"):
         qnnpack.add(grid(1.0), grid(1.0), grid(2.0**-8))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_convolution_that_adds_equals_the_plain_arithmetic(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w, q = rng.integers(0, 128, 5), rng.integers(-128, 128, 5), int(rng.integers(256))
+    sx, sw, sa = (np.float32(v) for v in rng.uniform(0.005, 0.02, 3))
+    sy = np.float32(float(sa) * rng.choice([0.5, 1, 2, 1.37]))
+    b, za, zy = np.float32(rng.normal()), int(rng.integers(256)), int(rng.integers(256))
+    acc, relu, inverted = int(x @ w), bool(rng.integers(2)), bool(rng.integers(2))
+
+    def handed(scale: np.float32) -> Fraction:
+        return fl(1 / fl(1 / exact(scale))) if inverted else exact(scale)
+
+    grids = {"x": grid(float(sx)), "y": grid(float(sy), zy), "added": grid(float(sa), za)}
+    grids["w"] = Grid(INT8, torch.tensor(float(sw)), torch.tensor(0, dtype=torch.int32))
+    weight, codes = torch.from_numpy(w).to(torch.int8).reshape(1, 5, 1, 1), torch.from_numpy(x).reshape(1, 5, 1, 1)
+    for isa in onednn.SATURATES:
+        kernel = onednn.conv_add(weight, torch.tensor([b]), **grids, relu=relu, inverted=inverted, isa=isa)
+        rx, rw = handed(sx), exact(sw)
+        v = fl(fl(fl(Fraction(acc)) * rx) * rw) if isa == "avx512vnni" else fl(fl(Fraction(acc)) * fl(rx * rw))
+        v = fl(fl(v + exact(b)) + (q - za) * handed(sa))
+        wanted = fl(fl((max(v, Fraction(0)) if relu else v) * fl(1 / handed(sy))) + zy)
+        assert int(kernel(codes, torch.full((1, 1, 1, 1), q))) == round(min(max(wanted, Fraction(0)), Fraction(255)))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_four_roundings_equal_the_plain_arithmetic(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    s, zero = np.float32(2.0 ** rng.integers(-4, 3) * rng.choice([1, 1, rng.uniform(0.5, 1)])), int(rng.integers(256))
+    x = (rng.integers(-600, 600, 20) * 0.5 * s).astype(np.float32)
+    inverse = fl(1 / exact(s))
+    steps = [fl(exact(v) * inverse) for v in x]
+
+    def ends(codes: list[int]) -> list[int]:
+        return [min(max(c, 0), 255) for c in codes]
+
+    at, reals = grid(float(s), zero), torch.from_numpy(x)
+    assert aten.quantize_per_tensor(at)(reals).tolist() == ends([round(fl(exact(v) * inverse + zero)) for v in x])
+    assert aten.quantize_per_channel(at)(reals).tolist() == ends([round(fl(n + zero)) for n in steps])
+    outside = ends([round(n) + zero for n in steps])
+    assert aten.quantize_decomposed(at)(reals).tolist() == outside
+    fake = [float(fl((c - zero) * exact(s))) for c in outside]
+    assert aten.fake_quantize_per_tensor(at)(reals).tolist() == fake
+    assert aten.fake_quantize_per_channel(at)(reals).tolist() == fake
+
+
+def test_a_channel_of_fake_quantization_loses_what_int64_cannot_hold() -> None:
+    reals, at = torch.tensor([2.0**40, 2.0**62, 2.0**63, torch.inf]), grid(1.0, 7)
+    assert aten.fake_quantize_per_channel(at)(reals).tolist() == [248.0, 248.0, -7.0, -7.0]
+    assert aten.fake_quantize_per_tensor(at)(reals).tolist() == [248.0] * 4
+
+
+REALS = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@given(REALS, REALS, st.sampled_from([127, 255]))
+def test_a_dynamic_grid_holds_its_tensor_and_zero(a: float, b: float, top: int) -> None:
+    scale, zero = aten.dynamic_scale(torch.tensor([a, b]), reduce_range=top == 127)
+    assert 0 <= zero <= top
+    lo, hi = -zero * scale, (top - zero) * scale
+    half = scale * 0.5 * (1 + 1e-6)  # the zero is rounded to a code, and the ends move with it
+    assert lo - half <= min(a, b, 0.0)
+    assert max(a, b, 0.0) <= hi + half
+
+
+def test_dynamic_scales_of_nothing_and_of_little() -> None:
+    assert aten.dynamic_scale(torch.zeros(3)) == (0.1, 0)
+    assert aten.dynamic_scale(torch.zeros(0)) == (0.1, 0)
+    small = float(np.float32(6.1e-5))
+    assert aten.dynamic_scale(torch.tensor([1e-6])) == (small, 0)
+    assert aten.dynamic_scale(torch.tensor([-1e-6])) == (small, 255)
+
+
+def test_compiled_loops_round_alike_to_the_end_of_memory() -> None:
+    a, y = grid(0.5, 0), grid(1.0, 1)
+    codes = torch.ones(65, dtype=torch.uint8)  # half a step and an odd zero, added after the rounding
+    assert inductor.add(a, a, y)(codes, torch.zeros_like(codes)).tolist() == [1.0] * 65
+
+
+def test_a_compiled_mean_divides_where_an_engine_multiplies_by_the_inverse() -> None:
+    x = grid(1.0, 10)
+    codes = torch.tensor([[[[10.0, 11.0], [11.0, 11.0], [10.0, 10.0]]]])  # a sum of 3 of 6
+    assert inductor.adaptive_average_pool(x, output=(1, 1))(codes).item() == 10.0  # half to even, then the zero
+    assert aten.mean(x, dims=(-2, -1), keep=False)(codes).item() == 10.0  # 10.5 to even
+    odd = grid(1.0, 11)
+    assert inductor.mean(odd, dims=(-2, -1), keep=False)(codes + 1).item() == 11.0
+    assert aten.mean(odd, dims=(-2, -1), keep=False)(codes + 1).item() == 12.0

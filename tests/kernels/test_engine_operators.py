@@ -13,17 +13,16 @@ import pytest
 from tests.golden.pytorch.remake import read
 
 from exactq.targets.pytorch.rules import ENGINES, ISAS
-from exactq.targets.pytorch.runtime import detect_isa
 
 from .engine_cases import COMBINATIONS, LAYERS, case
-from .engines import ask, emulate
+from .engines import ask, emulate, isa_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pytorch"
 SEED = int(os.environ.get("EXACTQ_SEED", "0"))
 
 
 def check(engine: str, name: str, count: int) -> None:
-    isa, differ, asked = detect_isa(engine), [], 0
+    isa, differ, asked = isa_of(engine), [], 0
     for index in range(count):
         example = case(name, SEED, index)
         answer = ask(engine, example)

@@ -128,6 +128,31 @@ def test_what_no_kernel_does_is_refused_by_its_line(
     assert message in str(error.value)
 
 
+ADDED: list[tuple[str, dict[str, Slot], str]] = [
+    ("onednn", {"b": FLOAT}, "`b` is float between codes, and onednn makes it and `add` in one integer kernel"),
+    ("inductor", {"add": FLOAT, "relu_2": FLOAT}, "the plan fuses `b` into `add`, which is float: the kernel makes codes"),
+    (
+        "onednn",
+        {"relu": FLOAT, "c": FLOAT, "a.weight": FLOAT, "a": FLOAT, "relu_1": CODES},
+        "whose other operand `relu` has no",
+    ),
+    ("fbgemm", {"b": Fused("add", WHY)}, "the plan fuses `b` into `add`, for which fbgemm has no kernel"),
+]
+
+
+@pytest.mark.parametrize(("target", "slots", "message"), ADDED, ids=[message for *_, message in ADDED])
+def test_a_sum_that_no_kernel_does_is_refused_by_its_line(target: str, slots: dict[str, Slot], message: str) -> None:
+    plan = plan_of("residual", f"{target}@avx2")
+    with pytest.raises(UsageError) as error:
+        plan_fits(graph_of("residual"), edited(plan, slots, {}), target_named(f"{target}@avx2")[0].ability("avx2"))
+    assert message in str(error.value)
+
+
+def test_a_convolution_in_front_of_a_sum_may_have_a_grid_of_its_own() -> None:
+    plan = edited(plan_of("residual", "onednn@avx2"), {"b": CODES}, {})
+    plan_fits(graph_of("residual"), plan, target_named("onednn@avx2")[0].ability("avx2"))
+
+
 def without(plan: Plan, *names: str) -> Plan:
     """The plan without these lines, and without its edges."""
     return replace(plan, slots={k: v for k, v in plan.slots.items() if k not in names}, edges={})
@@ -150,6 +175,6 @@ def test_missing_lines_are_counted() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_what_the_planner_makes_always_fits(name: str) -> None:
-    for isa in ("avx2", "avx512vnni"):
-        plan = plan_of(name, f"onnxruntime@{isa}")
-        plan_fits(graph_of(name), plan, target_named(f"onnxruntime@{isa}")[0].ability(isa))
+    for target in ("onnxruntime@avx2", "onnxruntime@avx512vnni", "inductor@avx2"):
+        plan = plan_of(name, target)
+        plan_fits(graph_of(name), plan, target_named(target)[0].ability(plan.isa))

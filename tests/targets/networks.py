@@ -168,6 +168,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "aten.sigmoid": (Example("sigmoid", between(2, torch.sigmoid), IMAGE),),
     "aten.hardswish": (Example("hardswish", between(2, F.hardswish), IMAGE),),
     "aten.leaky_relu": (Example("leaky_relu", between(2, lambda x: F.leaky_relu(x, 0.1)), IMAGE),),
+    "aten.mean": (
+        Example("mean of images", alone(2, lambda x: x.mean((2, 3))), IMAGE),
+        Example("mean of columns, kept", between(2, lambda x: x.mean(-1, keepdim=True)), IMAGE),
+        Example("mean of channels", between(2, lambda x: x.mean(1, keepdim=True), 1), IMAGE, integers=False),
+    ),
     "aten.relu": (
         Example("relu behind conv", between(2, F.relu), IMAGE),
         Example("relu of the input", lambda: Net(lambda n, x: n.a(F.relu(x)), a=nn.Conv2d(3, 6, 3)), IMAGE, integers=False),

@@ -18,6 +18,7 @@ class Cause(StrEnum):
     MULTIPLIER = "multiplier precision"
     ACTIVATION = "fused activation clamp"
     FLOAT = "operator left in float"
+    SUM = "sum added inside a convolution"
     ORDER = "float summation order"
     UNKNOWN = "unknown"
 
@@ -33,6 +34,7 @@ REMEDIES = {
     Cause.MULTIPLIER: "it is the engine's own float32 arithmetic, one code at half steps: train through the target's emulator",
     Cause.ACTIVATION: "give the output a grid that ends at the activation's bound",
     Cause.FLOAT: "compare plans: give the operator the same grid in both, or leave it float in both",
+    Cause.SUM: "the kernel adds before it rounds, once instead of twice: train through the emulator of the engine that runs",
     Cause.ORDER: "none needed: float sums differ in their last bits from library to library; integers do not",
     Cause.UNKNOWN: "the emulator does not have this arithmetic: run `exactq verify`, and report what it says",
 }

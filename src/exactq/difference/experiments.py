@@ -137,8 +137,8 @@ def _present(both: Ideal, part: Cause) -> bool:
                 for name, w in a.weights.items()
                 for v in [b.weights[name]]
             )
-        case Cause.FLOAT:
-            return a.grids.keys() != b.grids.keys()
+        case Cause.FLOAT | Cause.SUM:
+            return any(both.joined(key) == (part is Cause.SUM) for key in a.grids.keys() ^ b.grids.keys())
         case Cause.ACTIVATIONS | Cause.RANGE:
             return any(not grid.same_as(b.grids[key]) for key, grid in a.grids.items() if key in b.grids)
         case Cause.PAIRS:

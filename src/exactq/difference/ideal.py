@@ -27,6 +27,7 @@ PARTS = (
     Cause.WEIGHTS,
     Cause.ACTIVATIONS,
     Cause.FLOAT,
+    Cause.SUM,
     Cause.PAIRS,
     Cause.RANGE,
     Cause.ACTIVATION,
@@ -53,11 +54,15 @@ class Ideal:
         """The side that a part comes from."""
         return self.b if part in parts else self.a
 
+    def joined(self, key: str) -> bool:
+        """Whether a side has no codes of a key because its kernel adds to the sum at once."""
+        return key in self.a.joined or key in self.b.joined
+
     def grid(self, key: str, parts: Parts) -> Grid | None:
         """The grid that a key has with these parts; None where the value stays real."""
         first, second = self.a.grids.get(key), self.b.grids.get(key)
         if first is None or second is None:
-            return self.pick(Cause.FLOAT, parts).grids.get(key)
+            return self.pick(Cause.SUM if self.joined(key) else Cause.FLOAT, parts).grids.get(key)
         if not same_steps(first, second):
             return second if Cause.ACTIVATIONS in parts else first
         if first.format == second.format:

@@ -19,7 +19,13 @@ from exactq.numerics.formats import Grid
 ROUNDS_BIAS = ("mlas", "qnnpack")
 """Libraries that add the bias as int32 to the accumulator; the others keep it real."""
 
-ZERO_INSIDE = ("onednn.conv", "onednn.linear", "quantized.quantize_per_tensor", "mlas.add", "mlas.average_pool")
+ACTIVATIONS = ("aten.relu", "aten.clamp")
+
+ZERO_INSIDE = (
+    *(f"onednn.{name}" for name in ("conv", "conv_add", "linear", "qconv_pointwise", "qconv2d_pointwise", "qlinear_pointwise")),
+    *(f"quantized.{name}" for name in ("quantize_per_tensor", "mean", "adaptive_avg_pool")),
+    *(f"mlas.{name}" for name in ("add", "average_pool")),
+)
 """Kernels that add the output's zero before they round; the others, and fake quantization, add it after."""
 
 
@@ -42,7 +48,7 @@ class Side:
 
     `values`: key -> the value that is encoded; `reads`: (operator, value) -> the key it reads; `rounds_bias`: layers whose bias
     is int32, `bias_codes`: those that are known as they are; `fused`: activations that a kernel leaves to the end of its grid;
-    `inside`: keys whose zero is added before the rounding.
+    `joined`: layers whose kernel adds other codes to the sum at once; `inside`: keys whose zero is added before the rounding.
     """
 
     execution: Execution
@@ -55,6 +61,7 @@ class Side:
     rounds_bias: frozenset[str]
     bias_codes: Mapping[str, Tensor]
     fused: frozenset[str]
+    joined: frozenset[str]
     inside: frozenset[str]
     kernels: Mapping[str, str]
     graph: Graph
@@ -97,8 +104,8 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
                 if (bias := given.get("bias")) is not None:
                     biases[graph.name(node)] = real(graph, bias)
     pairs: dict[str, Kernel] = {}
-    rounds, fused, inside, codes = set(), set(), set(), dict[str, Tensor]()
-    kernels = {}
+    rounds, fused, joined, inside, codes = set(), set(), set(), set(), dict[str, Tensor]()
+    kernels, named = {}, operators(graph)
     old = {name: key for key, name in renames.items()}
     for step in execution.program.steps:
         if step.grid is None:
@@ -116,7 +123,9 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
                     rounds.add(name)
                 if isinstance(step.anatomy, Products) and isinstance(step.anatomy.bias, IntegerBias):
                     codes[name] = step.anatomy.bias.codes.double()
-        fused |= set(step.covers[1:])
+        if isinstance(step.anatomy, Products) and step.anatomy.added is not None:
+            joined.add(step.covers[0])
+        fused |= {name for name in step.covers[1:] if name in named and op_name(named[name]) in ACTIVATIONS}
     return Side(
         execution,
         grids,
@@ -128,6 +137,7 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
         frozenset(rounds),
         codes,
         frozenset(fused),
+        frozenset(joined),
         frozenset(inside),
         kernels,
         graph,

@@ -178,7 +178,9 @@ def _covered(step: Step) -> tuple[str, ...]:
     if len(step.covers) > 1 and step.grid is not None:
         lo, hi = (step.grid.decode(torch.tensor([end])).item() for end in (step.grid.format.lo, step.grid.format.hi))
         names = " and ".join(f"`{name}`" for name in step.covers)
-        notes.append(f"{names} are one kernel: the activation is the grid's end, reals are {lo:.6g}..{hi:.6g}")
+        joined = isinstance(step.anatomy, Products) and step.anatomy.added is not None
+        end = f": the activation is the grid's end, reals are {lo:.6g}..{hi:.6g}" if len(step.covers) > 1 + joined else ""
+        notes.append(f"{names} are one kernel{end}")
     if step.inexact is not None:
         notes.append(f"not proven to be the runtime's: {step.inexact}")
     return tuple(notes)
@@ -258,7 +260,10 @@ def _lines(made: _Made, step: Step, operands: Sequence[Tensor], at: Place) -> Li
     names = [name.removesuffix(CODES) for name in step.inputs]
     match step.anatomy:
         case Products() as anatomy:
-            opening = [_operand(name, grid) for name, grid in zip(names, (anatomy.x, anatomy.w), strict=False)]
+            read = (anatomy.x,) if anatomy.weight is not None else (anatomy.x, anatomy.w)
+            opening = [_operand(name, grid) for name, grid in zip(names, read, strict=False)]
+            if anatomy.added is not None:
+                opening.append(_element(names[-1], Read(len(operands) - 1, at), int(operands[-1][at]), anatomy.added))
             assert step.grid is not None
             bias = _float_bias(made.quantized.float_graph, step, at, anatomy.channel)
             return (*opening, *product_lines(anatomy, at, operands, bias, float(step.grid.scale), made.terms))

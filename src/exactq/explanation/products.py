@@ -42,7 +42,8 @@ def product_lines(
         excess = int(line.value)
     added, line = _bias(anatomy, channel, bias, lsb)
     lines += [line, _accumulator(total, excess, added)]
-    return (*lines, *anatomy.finish(int(lines[-1].value), channel))
+    joined = () if anatomy.added is None else (int(operands[-1][at]),)
+    return (*lines, *anatomy.finish(int(lines[-1].value), channel, *joined))
 
 
 def _zero(anatomy: Products, channel: int) -> int:

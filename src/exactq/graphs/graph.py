@@ -120,6 +120,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return found
 
 
+def feeds(node: fx.Node, target: fx.Node) -> bool:
+    """Whether `target` is made from `node`, however far behind it, or is `node` itself."""
+    seen, ahead = set(), [target]
+    while ahead:
+        reached = ahead.pop()
+        if reached is node:
+            return True
+        if reached not in seen:
+            seen.add(reached)
+            ahead += reached.all_input_nodes
+    return False
+
+
 class Edit:
     """A working copy of a graph; `freeze()` gives the new graph. The one it was made from is never touched.
 

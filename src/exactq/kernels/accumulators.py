@@ -41,14 +41,17 @@ class Accumulator:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The kernel of a layer with weights, in its parts: raw codes -> int32 sums -> codes."""
+    """The kernel of a layer with weights, in its parts: raw codes -> int32 sums -> codes.
+
+    A kernel that adds codes behind the sums takes them second, and so does its `finish`.
+    """
 
     accumulate: Accumulator
-    finish: Kernel
+    finish: Callable[..., Tensor]
 
-    def __call__(self, codes: Tensor) -> Tensor:
+    def __call__(self, codes: Tensor, *added: Tensor) -> Tensor:
         """The codes of the result, float32 holding integers."""
-        return self.finish(self.accumulate(codes))
+        return self.finish(self.accumulate(codes), *added)
 
 
 def convolution(

@@ -100,7 +100,8 @@ class Products:
 
     `weight` holds codes of `w` (out, …); None where `w` is the grid of a second operand. `terms(at, shapes)` gives the places
     of the codes that meet, in the order in which the kernel reads them; `pairs` says which of them saturate together, None that
-    nothing does. `channel` is the axis of the result along which weights and bias differ.
+    nothing does. `channel` is the axis of the result along which weights and bias differ. Where the kernel adds codes of
+    `added` behind the sum, those of the last operand at the element's own place, `finish` takes that code third.
     """
 
     x: Grid
@@ -110,7 +111,8 @@ class Products:
     terms: Callable[[Place, Sequence[Shape]], Iterator[tuple[Place | None, Place]]]
     channel: int
     pairs: Pairs | None
-    finish: Callable[[int, int], Lines]
+    finish: Callable[..., Lines]
+    added: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,7 @@ def bounded(anatomy: Anatomy, lo: int, hi: int) -> Anatomy:
 
     match anatomy:
         case Products(finish=finish):
-            return replace(anatomy, finish=lambda acc, channel: held(finish(acc, channel)))
+            return replace(anatomy, finish=lambda *sums: held(finish(*sums)))
         case Function(plain=plain):
             return replace(anatomy, plain=lambda element: held(plain(element)))
         case Moved():

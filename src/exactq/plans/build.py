@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from exactq.errors import UsageError
-from exactq.graphs.graph import Graph, arguments, constant, op_name
-from exactq.graphs.programs import fake_values, is_compute
+from exactq.graphs.graph import Graph, arguments, constant, feeds, op_name
+from exactq.graphs.programs import fake_values, is_compute, shapes
 from exactq.numerics.formats import Format, spelled
 from exactq.optimization.patterns import bounds
 from exactq.plans.plan import Edge, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
@@ -39,6 +39,7 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
     integer, refused = _integer_calls(graph, ability, wishes, reals)
     wanted, multiplied = _wanted(graph, integer), _multiplied(graph, integer)
     layers = _Layers(graph, {n: rule for n, rule in integer.items() if isinstance(rule, Computes)}, ability, recipe, wishes)
+    together = joined(graph, integer)
     slots: dict[str, Slot] = {}
     for node in graph:
         name = graph.name(node)
@@ -49,6 +50,10 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
                 slots.setdefault(constant_name, slot)
             fmt = recipe.multiplied if recipe.multiplied is not None and node in multiplied else recipe.activations
             slots[name] = _call_slot(graph, node, integer, wanted, ability, recipe, fmt, patterns, refused)
+            if name in together:
+                slots[name] = Fused(
+                    together[name], f"`{together[name]}` alone reads it, and its kernel adds to the accumulator"
+                )
     for node in graph:
         slots.setdefault(graph.name(node), Float("a constant that no integer kernel reads"))
     _refuse_lost_wishes(graph, ability, wishes, wanted, slots)
@@ -174,6 +179,33 @@ def _tensor_count(node: fx.Node) -> int:
         return 2 if node.args[0] is not node.args[1] else 1
     first = node.args[0]
     return len(set(first)) if isinstance(first, list | tuple) else 1
+
+
+def joined(graph: Graph, rules: Mapping[fx.Node, Rule]) -> dict[str, str]:
+    """Layer name -> name of the addition behind it, for each that the layer's kernel does on its accumulator (`Makes.joins`).
+
+    The addition alone reads the layer, and the other operand has its shape. The kernel writes the sum over the other operand's
+    codes, so whatever else reads those comes before the layer.
+    """
+    found: dict[str, str] = {}
+    shape_of: dict[str, tuple[int, ...]] = {}
+    for node, rule in rules.items():
+        if not isinstance(rule, Makes) or not rule.joins or len(node.all_input_nodes) != 2:
+            continue
+        shape_of = shape_of or shapes(graph, batch=2)
+        for layer in sorted(node.all_input_nodes, reverse=True):
+            (other,) = (n for n in node.all_input_nodes if n is not layer)
+            if (
+                op_name(layer) in rule.joins
+                and isinstance(rules.get(layer), Computes)
+                and [*layer.users] == [node]
+                and other is not layer.args[0]
+                and all(feeds(reader, layer) for reader in other.users if reader is not node)
+                and shape_of[graph.name(layer)] == shape_of[graph.name(other)]
+            ):
+                found[graph.name(layer)] = graph.name(node)
+                break
+    return found
 
 
 def _first(node: fx.Node) -> fx.Node:

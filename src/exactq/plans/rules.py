@@ -6,7 +6,7 @@ Targets fill these records with literals (`targets/<name>/rules.py`); the planne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -39,11 +39,15 @@ class Computes:
 
 @dataclass(frozen=True)
 class Makes:
-    """Makes new codes, on a grid of the output's own, from the codes of every tensor it reads."""
+    """Makes new codes, on a grid of the output's own, from the codes of every tensor it reads.
+
+    `joins` names the layers, by operator, whose own kernel does this addition on the accumulator, and that kernel.
+    """
 
     kernel: str
     source: str
     declines: Declines = never
+    joins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

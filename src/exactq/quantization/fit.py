@@ -16,9 +16,9 @@ from exactq.errors import UsageError, unknown
 from exactq.graphs.graph import Graph, constant, op_name
 from exactq.numerics.formats import Format, Grid, spelled
 from exactq.optimization.patterns import bounds, find_patterns
-from exactq.plans.build import operand_reason, real_values, weight_and_bias
+from exactq.plans.build import joined, operand_reason, real_values, weight_and_bias
 from exactq.plans.plan import Edge, Fixed, FixedChannels, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
-from exactq.plans.rules import Ability, Activates, Computes
+from exactq.plans.rules import Ability, Activates, Computes, Rule
 from exactq.quantization.weights import WEIGHT_OBSERVERS
 
 
@@ -59,6 +59,7 @@ class _Fit:
         self.weights = {graph.name(weight_and_bias(n)[0]) for n in self.layers}
         self.biases = {graph.name(b) for n in self.layers if (b := weight_and_bias(n)[1]) is not None}
         self.patterns = find_patterns(graph)
+        self.joined = joined(graph, {n: rule for n in graph.calls if (rule := self._rule(n)) is not None})
 
     def check(self) -> None:
         for name, slot in self.plan.slots.items():
@@ -72,8 +73,10 @@ class _Fit:
             self._layer(node)
         for node in self.graph.calls:
             self._hidden_accumulator(node)
+        for name, into in self.joined.items():
+            self._hidden_addition(name, into)
 
-    def _rule(self, node: fx.Node) -> object:
+    def _rule(self, node: fx.Node) -> Rule | None:
         rule = self.ability.operators.get(op_name(node)) if node.op == "call_function" else None
         return rule if rule is not None and rule.declines(node) is None else None
 
@@ -162,6 +165,9 @@ class _Fit:
         if into not in {self.graph.name(u) for u in self.nodes[name].users if u.op != "output"}:
             raise UsageError(f"the plan fuses `{name}` into `{into}`, which does not read it")
         behind = self.nodes[into]
+        if self.joined.get(name) == into:
+            self._added(name, behind)
+            return
         if (
             self.patterns.get(name) != into
             or not isinstance(self._rule(behind), Activates)
@@ -181,6 +187,21 @@ class _Fit:
             raise UsageError(
                 f"the plan fuses `{name}` into `{into}`, whose grid does not end at the bounds of `{into}`: the kernel would "
                 f"not stop there; choose a grid whose lowest code is the lower bound, or give `{name}` a grid of its own"
+            )
+
+    def _added(self, name: str, behind: fx.Node) -> None:
+        """A layer in the accumulator of the addition behind it: what is added to it has to be codes, and the sum too."""
+        into = self.graph.name(behind)
+        for other in behind.all_input_nodes:
+            if self.graph.name(other) != name and not self._coded(self.graph.name(other), into):
+                raise UsageError(
+                    f"the plan fuses `{name}` into `{into}`, whose other operand `{self.graph.name(other)}` has no codes: give "
+                    f"`{name}` a grid of its own, or make it float"
+                )
+        if not isinstance(slot := self.plan.slots[into], Own | Fixed | Fused):
+            raise UsageError(
+                f"the plan fuses `{name}` into `{into}`, which is {summary_of(slot)}: the kernel makes codes, so give `{into}` "
+                f"a grid of its own or a fixed one, or make `{name}` float too"
             )
 
     def _edge(self, edge: Edge, slot: Slot) -> None:
@@ -258,7 +279,7 @@ class _Fit:
         if not isinstance(self.plan.slots[name], Float) or not isinstance(slot, Own | Fixed) or len(root.users) > 1:
             return
         rule = self._rule(root)
-        if rule is None or not _implies(slot, behind) or operand_reason(root, rule) is not None:  # type: ignore[arg-type]
+        if rule is None or not _implies(slot, behind) or operand_reason(root, rule) is not None:
             return
         operands = [n for n in root.all_input_nodes if n.op != "get_attr"]
         coded = all(self._coded(self.graph.name(n), name) for n in operands)
@@ -267,6 +288,20 @@ class _Fit:
                 self.plan.slots[self.graph.name(weight_and_bias(root)[0])], Own | Fixed | FixedChannels
             )
         if coded:
+            raise UsageError(
+                f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "
+                f"write {{fused: {into}}}, give it a grid of its own, or make `{into}` float"
+            )
+
+    def _hidden_addition(self, name: str, into: str) -> None:
+        """A layer that is float between codes and an addition which its kernel does on the accumulator."""
+        layer, slot = self.nodes[name], self.plan.slots[into]
+        if not isinstance(self.plan.slots[name], Float) or not isinstance(slot, Own | Fixed | Fused):
+            return
+        others = [n for n in self.nodes[into].all_input_nodes if n is not layer]
+        read = [(self.graph.name(layer.all_input_nodes[0]), name), *((self.graph.name(n), into) for n in others)]
+        weight = self.plan.slots[self.graph.name(weight_and_bias(layer)[0])]
+        if isinstance(weight, Own | Fixed) and all(self._coded(value, user) for value, user in read):
             raise UsageError(
                 f"`{name}` is float between codes, and {self.ability.target} makes it and `{into}` in one integer kernel: "
                 f"write {{fused: {into}}}, give it a grid of its own, or make `{into}` float"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from exactq.errors import unknown
 from exactq.targets.onnxruntime import ONNXRUNTIME
-from exactq.targets.pytorch import FBGEMM, ONEDNN, QNNPACK, X86
+from exactq.targets.pytorch import FBGEMM, INDUCTOR, ONEDNN, QNNPACK, X86
 from exactq.targets.target import Runtime, Target
 
-TARGETS = {t.name: t for t in (ONNXRUNTIME, FBGEMM, X86, ONEDNN, QNNPACK)}
+TARGETS = {t.name: t for t in (ONNXRUNTIME, FBGEMM, X86, ONEDNN, QNNPACK, INDUCTOR)}
 
 
 def target_named(text: str) -> tuple[Target, str]:

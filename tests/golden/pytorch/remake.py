@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from tests.golden import archive
 from tests.kernels.engine_cases import COMBINATIONS, LAYERS, Case, case
-from tests.kernels.engines import ask
-
-from exactq.targets.pytorch.runtime import detect_isa
+from tests.kernels.engines import ask, isa_of
 
 HERE = Path(__file__).parent
 SEED, EACH, LARGEST = 20261, 8, 500
@@ -35,9 +33,9 @@ def chosen(engine: str, name: str, each: int, largest: int) -> list[tuple[str, C
 def make(each: int, largest: int) -> tuple[dict[str, Any], bytes]:
     """The header and the bytes of what the engines answer here."""
     told, arrays = [], archive.Arrays()
-    isa = detect_isa("fbgemm")
+    isa = isa_of("fbgemm")
     for engine, name in COMBINATIONS:
-        assert detect_isa(engine) == isa, f"{engine} has {detect_isa(engine)}, fbgemm {isa}"
+        assert isa_of(engine) == isa, f"{engine} has {isa_of(engine)}, fbgemm {isa}"
         for label, made in chosen(engine, name, each, largest):
             answer = ask(engine, made)
             if answer is not None:

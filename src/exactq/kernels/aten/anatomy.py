@@ -157,6 +157,24 @@ def adaptive_average_pool(x: Grid, *, output: Sequence[int]) -> Function:
     return Function(part_reads(output), lines)
 
 
+def mean(x: Grid, *, dims: Sequence[int], keep: bool) -> Function:
+    """The mean over the last axes, with the arguments of `pool.mean`."""
+    return Function(axis_reads(dims, keep=keep), lambda e: plain.mean(e, x))
+
+
+def axis_reads(dims: Sequence[int], *, keep: bool) -> Callable[[Place, Sequence[Shape]], Sequence[Read]]:
+    """The reads of a mean over the axes `dims`, which the result keeps with one element each, or does not have."""
+
+    def reads(at: Place, shapes: Sequence[Shape]) -> Sequence[Read]:
+        (shape,) = shapes
+        over = {axis % len(shape) for axis in dims}
+        rest = iter(i for axis, i in enumerate(at) if not (keep and axis in over))
+        spans = [range(size) if axis in over else (next(rest),) for axis, size in enumerate(shape)]
+        return [Read(0, place) for place in product(*spans)]
+
+    return reads
+
+
 def part_reads(output: Sequence[int]) -> Callable[[Place, Sequence[Shape]], Sequence[Read]]:
     """The reads of an adaptive pool: part i of an axis of n pixels begins at ⌊i·n/parts⌋ and ends before ⌈(i + 1)·n/parts⌉."""
 
@@ -180,6 +198,7 @@ ANATOMIES: Mapping[str, Callable[..., Anatomy]] = {
     "concat": concat,
     "average_pool": average_pool,
     "adaptive_average_pool": adaptive_average_pool,
+    "mean": mean,
     "max_pool": max_pool,
 }
 """Name -> factory of the anatomy, called as that of the kernel is."""

@@ -162,11 +162,21 @@ def adaptive(e: Element, x: Grid, *, body: bool) -> Lines:
     return (total, steps, Line("zero", text, v, {"zero": zero}), held, _rounded(held))
 
 
+def mean(e: Element, x: Grid) -> Lines:
+    """mean: rint(fl(fl(Σ x) / count)), of the codes themselves: the zero is inside of sum and rounding."""
+    total = window_sum(e, 0)
+    steps = float32(int(total.value)) / float32(len(e.reads))
+    text = f"fl(fl({total.value}) / {len(e.reads)}) = {shown(steps)}; zeros are part of the codes, and inside the rounding"
+    held = clamp(steps, *stored_range(x))
+    return (total, Line("divide", text, steps, {"count": len(e.reads)}), held, _rounded(held))
+
+
 def window_sum(e: Element, zero: int) -> Line:
-    """Σ (x − z) over the pixels inside of the image."""
+    """Σ (x − z) over what is inside of the image."""
     rows = pixel_rows(e, zero)
     acc = sum(row["term"] for row in rows)
-    return Line("sum", f"Σ (x − {zero}) over {len(rows)} pixels = {acc}", acc, {"pixels": len(rows), "zero": zero}, rows)
+    term = f"(x − {zero})" if zero else "x"
+    return Line("sum", f"Σ {term} over {len(rows)} pixels = {acc}", acc, {"pixels": len(rows), "zero": zero}, rows)
 
 
 def _mean(e: Element, factor: np.float32, x: Grid) -> tuple[Line, Line]:

@@ -2,8 +2,10 @@
 
 S = Σ (x − z) over the window, exact in int32; m = fl(1 / count)
 average     rint(fl(S·m)) + z for whole vectors of channels, rint(fl(fl(S·m) + z)) for the channels left over
+mean        rint(fl(Σ x / count))
 adaptive    rint(fma(S, n, z)) for whole eights of channels, rint(fl(fl(S·n) + z)) for the others, n = fl(1/fl(1/m))
-(native/quantized/cpu/kernels/QuantizedOpKernels.cpp: do_avg_pool_nhwc_on_AVX_n, do_avg_pool_on_AVX_n, qadaptive_avg_pool2d)
+(native/quantized/cpu/kernels/QuantizedOpKernels.cpp: do_avg_pool_nhwc_on_AVX_n, do_avg_pool_on_AVX_n,
+qadaptive_avg_pool2d, qmean_inner_dim)
 """
 
 from __future__ import annotations
@@ -105,6 +107,18 @@ def adaptive_sums(centred: Tensor, output: Sequence[int]) -> tuple[Tensor, Tenso
     return total, count.to(centred.device)
 
 
+def mean(x: Grid, *, dims: Sequence[int], keep: bool) -> Kernel:
+    """The mean over the last axes, dense in memory: codes of `x` -> codes of `x`, which are what is averaged."""
+    lo, hi = stored_range(x)
+
+    def apply(codes: Tensor) -> Tensor:
+        total = codes.double().sum(tuple(dims), keepdim=keep)
+        count = torch.tensor(codes.numel() / max(1, total.numel()))
+        return total.to(torch.float32).div_(count).round_().clamp_(lo, hi)
+
+    return apply
+
+
 def concat(xs: Sequence[Grid], y: Grid, *, axis: int) -> Callable[..., Tensor]:
     """quantized::cat: codes of each of `xs` -> codes of `y`, one after the other.
 
@@ -127,4 +141,4 @@ def concat(xs: Sequence[Grid], y: Grid, *, axis: int) -> Callable[..., Tensor]:
     return apply
 
 
-__all__ = ["adaptive_average_pool", "adaptive_sums", "average_pool", "concat", "window_sums"]
+__all__ = ["adaptive_average_pool", "adaptive_sums", "average_pool", "concat", "mean", "window_sums"]

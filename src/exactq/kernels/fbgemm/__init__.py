@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, Layer, centred, per_axis
+from exactq.kernels.accumulators import Kernel, Layer, centred, channel_scales, per_axis
+from exactq.kernels.aten import dynamic_grid, quantize_per_tensor
 from exactq.kernels.fbgemm.anatomy import ANATOMIES
 from exactq.kernels.fbgemm.dispatch import depthwise_fast, undecided
 from exactq.kernels.fbgemm.isa import SATURATES
 from exactq.kernels.fbgemm.requantization import requantization
 from exactq.numerics.formats import Grid
-from exactq.numerics.requantization import scalar_zero
+from exactq.numerics.requantization import scalar_scale, scalar_zero
+from exactq.numerics.rounding import fma
 
 
 def conv(
@@ -64,4 +67,24 @@ def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, re
     return Layer(accumulate, requantize)
 
 
-__all__ = ["ANATOMIES", "SATURATES", "conv", "depthwise_fast", "linear", "undecided"]
+def linear_dynamic(
+    weight: Tensor, bias: Tensor | None, *, w: Grid, relu: bool = False, reduce_range: bool = False, isa: str
+) -> Kernel:
+    """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
+
+    y = fma(fl(acc), fl(sx·sw), b), or fl(fl(acc)·fl(sx·sw)) without a bias.
+    """
+    excess = pairs.matrix_excess(weight) if SATURATES[isa] else None
+    scales = channel_scales(w, weight.shape[0])
+
+    def apply(reals: Tensor) -> Tensor:
+        x = dynamic_grid(reals, reduce_range=reduce_range)
+        acc = accumulators.matrix(weight.int(), x=x, excess=excess)(quantize_per_tensor(x)(reals)).to(torch.float32)
+        factor = scalar_scale(x) * scales
+        made = acc * factor if bias is None else fma(acc, factor, bias.to(torch.float32))
+        return made.clamp_(min=0) if relu else made
+
+    return apply
+
+
+__all__ = ["ANATOMIES", "SATURATES", "conv", "depthwise_fast", "linear", "linear_dynamic", "undecided"]

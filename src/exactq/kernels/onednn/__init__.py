@@ -1,8 +1,10 @@
 """The arithmetic of oneDNN's int8 kernels as PyTorch's engine `onednn` calls them, bit for bit on the ISAs of `isa`.
 
-PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit.
+PyTorch hands scales over as reciprocals: r(s) = fl(1 / fl(1 / s)) may differ from s in the last bit. What torch.compile calls,
+`onednn.qconv_pointwise` and `qlinear_pointwise`, gets them as they are: r(s) = s.
 v = fl(fl(acc)·fl(r(sx)·sw)); linear layers take r(sw) in place of sw
 v = fl(v + b), then max(v, 0) with `relu`; the bias b stays real
+v = fma(q − z, r(s), v) before the relu, where codes q are added (`conv_add`); the reference kernel rounds twice
 y = rint(clamp(fl(fl(v · fl(1 / r(sy))) + zy), 0, 255)): the zero is added before the rounding
 With AVX512-VNNI (brgemm) one scale is multiplied after the other, v = fl(fl(fl(acc)·r(sx))·sw), but for dilated depthwise
 convolutions of three axes. So it is in the reference kernel, which AVX2 runs for groups that no vector kernel takes; that one
@@ -13,19 +15,22 @@ are exact; depthwise and reference kernels never saturate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.kernels import accumulators, pairs
-from exactq.kernels.accumulators import Kernel, Layer, channel_scales, per_axis
+from exactq.kernels.accumulators import Accumulator, Kernel, Layer, channel_scales, per_axis
+from exactq.kernels.aten import dynamic_scale
 from exactq.kernels.onednn.anatomy import ANATOMIES
 from exactq.kernels.onednn.dispatch import depthwise, reference, runs, undecided
 from exactq.kernels.onednn.isa import SATURATES
-from exactq.numerics.formats import Grid
+from exactq.numerics.formats import UINT8, Grid
 from exactq.numerics.requantization import scalar_scale, scalar_zero, stored_range
+from exactq.numerics.rounding import fma
 
 
 def conv(
@@ -40,39 +45,111 @@ def conv(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
     relu: bool = False,
+    inverted: bool = True,
     isa: str,
 ) -> Kernel:
     """The quantized convolution: uint8 codes (n, in, *image) of `x` -> codes (n, out, *image) of `y`.
 
-    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,).
+    `weight` holds signed codes of `w` (out, in/groups, *kernel) with zero 0; `bias` float32 reals (out,). Not `inverted` scales
+    are handed over as they are (`onednn.qconv_pointwise`).
     """
-    rank, channels = weight.ndim - 2, weight.shape[0]
-    places = {
-        "stride": per_axis(stride, rank),
-        "padding": per_axis(padding, rank) * 2,
-        "dilation": per_axis(dilation, rank),
-        "groups": groups,
-    }
+    places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Layer(*_convolution(weight, bias, None, x, w, y, places, relu=relu, inverted=inverted, isa=isa))
+
+
+def conv_add(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    added: Grid,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+    relu: bool = False,
+    inverted: bool = True,
+    isa: str,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The convolution of images that adds codes of `added`, of its result's shape, before the relu: quantized::conv2d_add."""
+    places = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Layer(*_convolution(weight, bias, added, x, w, y, places, relu=relu, inverted=inverted, isa=isa))
+
+
+def _convolution(
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Grid | None,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    given: Mapping[str, Any],
+    *,
+    relu: bool,
+    inverted: bool,
+    isa: str,
+) -> tuple[Accumulator, Callable[..., Tensor]]:
+    """From codes to sums, and from sums to codes."""
+    rank, channels, groups = weight.ndim - 2, weight.shape[0], int(given["groups"])
+    dilation = per_axis(given["dilation"], rank)
+    places: dict[str, Any] = {"stride": per_axis(given["stride"], rank), "padding": per_axis(given["padding"], rank) * 2}
+    places |= {"dilation": dilation, "groups": groups}
     plain = isa == "avx2" and reference(weight.shape, groups)
     excess = None
     if SATURATES[isa] and not plain and not depthwise(weight.shape, groups):
-        excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)  # type: ignore[arg-type]
-    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)  # type: ignore[arg-type]
-    scales = (twice_inverted(x.scale.reshape(())), channel_scales(w, channels))
-    dilated = any(d > 1 for d in per_axis(dilation, rank))
-    together = isa == "avx512vnni" and rank == 3 and dilated and depthwise(weight.shape, groups)
+        excess = pairs.convolution_excess(weight, zero=0, within_taps=True, **places)
+    accumulate = accumulators.convolution(weight.int(), x=x, excess=excess, **places)
+    scales = (_handed(x.scale.reshape(()), inverted=inverted), channel_scales(w, channels))
+    together = isa == "avx512vnni" and rank == 3 and any(d > 1 for d in dilation) and depthwise(weight.shape, groups)
     apart = plain or isa == "avx512vnni" and not together
-    requantize = _requantization(bias, scales, y, rank=rank, relu=relu, apart=apart, divides=plain)
-    return Layer(accumulate, requantize)
+    requantize = _requantization(
+        bias, scales, y, added=added, rank=rank, relu=relu, apart=apart, divides=plain, inverted=inverted
+    )
+    return accumulate, requantize
 
 
-def linear(weight: Tensor, bias: Tensor | None, *, x: Grid, w: Grid, y: Grid, relu: bool = False, isa: str) -> Kernel:
+def linear(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    x: Grid,
+    w: Grid,
+    y: Grid,
+    relu: bool = False,
+    inverted: bool = True,
+    isa: str,
+) -> Kernel:
     """The quantized linear layer: uint8 codes (…, in) of `x` -> codes (…, out) of `y`; `weight` (out, in)."""
     excess = _matrix_excess(weight) if SATURATES[isa] else None
     accumulate = accumulators.matrix(weight.int(), x=x, excess=excess)
-    scales = (twice_inverted(scalar_scale(x)), twice_inverted(channel_scales(w, weight.shape[0])))
-    requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni")
+    scales = (_handed(scalar_scale(x), inverted=inverted), _handed(channel_scales(w, weight.shape[0]), inverted=inverted))
+    requantize = _requantization(bias, scales, y, rank=0, relu=relu, apart=isa == "avx512vnni", inverted=inverted)
     return Layer(accumulate, requantize)
+
+
+def linear_dynamic(
+    weight: Tensor, bias: Tensor | None, *, w: Grid, relu: bool = False, reduce_range: bool = False, isa: str
+) -> Kernel:
+    """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
+
+    s is the grid's scale in float64, sx = fl(1 / fl(1 / s)): the codes are clamp(rint(fl(fl(x · fl(1 / sx)) + z))).
+    """
+    excess = _matrix_excess(weight) if SATURATES[isa] else None
+    sw = twice_inverted(channel_scales(w, weight.shape[0]))
+
+    def apply(reals: Tensor) -> Tensor:
+        scale, zero = dynamic_scale(reals, reduce_range=reduce_range)
+        sx = twice_inverted(torch.tensor(scale, dtype=torch.float64))
+        x = Grid(UINT8, sx, torch.tensor(zero, dtype=torch.int32))
+        codes = (reals * (1 / sx)).add_(zero).clamp_(0, 255).round_()
+        acc = accumulators.matrix(weight.int(), x=x, excess=excess)(codes).to(torch.float32)
+        made = acc * sx * sw if isa == "avx512vnni" else acc * (sx * sw)
+        made = made if bias is None else made.add_(bias.to(torch.float32))
+        return made.clamp_(min=0) if relu else made
+
+    return apply
 
 
 def _matrix_excess(weight: Tensor) -> Kernel | None:
@@ -108,6 +185,10 @@ def twice_inverted(scale: Tensor) -> Tensor:
     return 1 / (1 / scale.double()).to(torch.float32)
 
 
+def _handed(scale: Tensor, *, inverted: bool) -> Tensor:
+    return twice_inverted(scale) if inverted else scale.to(torch.float32)
+
+
 def _requantization(
     bias: Tensor | None,
     scales: tuple[Tensor, Tensor],
@@ -117,18 +198,26 @@ def _requantization(
     relu: bool,
     apart: bool = False,
     divides: bool = False,
-) -> Kernel:
-    """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse."""
+    inverted: bool = True,
+    added: Grid | None = None,
+) -> Callable[..., Tensor]:
+    """From sums to codes; with `apart` one scale after the other, with `divides` by the output's scale and not its inverse.
+
+    With `added` the function takes codes of that grid, too.
+    """
     shape = (-1, *[1] * rank)
     sx, sw = scales[0], scales[1].reshape(shape)
     addend = None if bias is None else bias.to(torch.float32).reshape(shape)
-    sy, zero, (lo, hi) = twice_inverted(scalar_scale(y)), scalar_zero(y), stored_range(y)
+    sy, zero, (lo, hi) = _handed(scalar_scale(y), inverted=inverted), scalar_zero(y), stored_range(y)
 
-    def requantize(acc: Tensor) -> Tensor:
+    def requantize(acc: Tensor, other: Tensor | None = None) -> Tensor:
         on = acc.device
         v = acc.to(torch.float32) * sx.to(on) * sw.to(on) if apart else acc.to(torch.float32) * (sx * sw).to(on)
         if addend is not None:
             v.add_(addend.to(on))
+        if other is not None and added is not None:
+            away, scale = other.to(torch.float32) - scalar_zero(added), _handed(scalar_scale(added), inverted=inverted).to(on)
+            v = v.add_(away * scale) if divides else fma(away, scale, v)
         if relu:
             v.clamp_(min=0)
         v = v.div_(sy.to(on)) if divides else v.mul_((1 / sy).to(on))
@@ -141,8 +230,10 @@ __all__ = [
     "ANATOMIES",
     "SATURATES",
     "conv",
+    "conv_add",
     "depthwise",
     "linear",
+    "linear_dynamic",
     "paired",
     "reference",
     "twice_inverted",

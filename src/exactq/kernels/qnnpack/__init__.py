@@ -17,6 +17,7 @@ from torch import Tensor
 
 from exactq.kernels import accumulators
 from exactq.kernels.accumulators import Kernel, Layer, centred, channel_scales, per_axis
+from exactq.kernels.aten import dynamic_grid, quantize_per_tensor
 from exactq.kernels.qnnpack.anatomy import ANATOMIES
 from exactq.kernels.qnnpack.bias import bias_codes, bias_steps, pointwise
 from exactq.kernels.qnnpack.elementwise import add, adds, hardswish
@@ -77,6 +78,23 @@ def linear(
     return Layer(accumulate, requantize)
 
 
+def linear_dynamic(weight: Tensor, bias: Tensor | None, *, w: Grid, relu: bool = False) -> Kernel:
+    """quantized::linear_dynamic: reals (…, in), encoded on a grid that is made for them -> reals (…, out).
+
+    y = fl(fl(fl(acc)·fl(sx·sw)) + b). QNNPACK takes all 256 codes, whatever reduce_range says.
+    """
+    scales = channel_scales(w, weight.shape[0])
+
+    def apply(reals: Tensor) -> Tensor:
+        x = dynamic_grid(reals)
+        acc = accumulators.matrix(weight.int(), x=x)(quantize_per_tensor(x)(reals)).to(torch.float32)
+        made = acc * (scalar_scale(x) * scales)
+        made = made if bias is None else made.add_(bias.to(torch.float32))
+        return made.clamp_(min=0) if relu else made
+
+    return apply
+
+
 def _requantization(
     addend: Tensor | None, x: Grid, w: Grid, y: Grid, *, channels: int, rank: int, relu: bool, once: bool = False
 ) -> Kernel:
@@ -94,4 +112,14 @@ def _requantization(
     return requantize
 
 
-__all__ = ["ANATOMIES", "adaptive_average_pool", "add", "adds", "average_pool", "conv", "hardswish", "linear"]
+__all__ = [
+    "ANATOMIES",
+    "adaptive_average_pool",
+    "add",
+    "adds",
+    "average_pool",
+    "conv",
+    "hardswish",
+    "linear",
+    "linear_dynamic",
+]

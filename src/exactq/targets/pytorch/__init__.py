@@ -1,4 +1,4 @@
-"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack. One library, so one folder."""
+"""PyTorch's int8 CPU engines, each a target: fbgemm, x86, onednn and qnnpack; and its compiler, inductor. One folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from exactq.errors import TargetError
-from exactq.graphs.graph import Graph
 from exactq.targets.pytorch import alone, runtime
-from exactq.targets.pytorch.emit import emit, read
+from exactq.targets.pytorch.emit import emit, graph_for
+from exactq.targets.pytorch.inductor import INDUCTOR as INDUCTOR
 from exactq.targets.pytorch.lower import lower
 from exactq.targets.pytorch.rules import ENGINES, ISAS, ability
 from exactq.targets.target import Runtime, Target
@@ -32,13 +31,6 @@ def _timed(engine: str, model: bytes, threads: int) -> Callable[[Sequence[Tensor
     return run
 
 
-def _reads(engine: str, data: bytes) -> Graph:
-    found = read(data)
-    if found.engine != engine:
-        raise TargetError(f"the file was made for {found.engine}, not for {engine}")
-    return found.graph
-
-
 def _target(engine: str) -> Target:
     return Target(
         name=engine,
@@ -52,7 +44,7 @@ def _target(engine: str) -> Target:
         open=partial(_open, engine),
         timed=partial(_timed, engine),
         alone=Path(alone.__file__),
-        reads=partial(_reads, engine),
+        reads=partial(graph_for, engine),
     )
 
 

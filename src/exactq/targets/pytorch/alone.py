@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from exactq.targets.pytorch.emit import read
+from exactq.targets.pytorch.inductor import runtime as compiled
+from exactq.targets.pytorch.inductor.rules import NAME
 from exactq.targets.pytorch.runtime import Loaded, threads
 
 
@@ -20,7 +22,8 @@ def start() -> None:
 def load(model: str, number: int) -> Callable[[Sequence[Any]], object]:
     """The file at the path `model` as a function of arrays in the order of its inputs, on that many threads."""
     data = Path(model).read_bytes()
-    loaded = Loaded(read(data).engine, data)
+    engine = read(data).engine
+    loaded = compiled.Loaded(data) if engine == NAME else Loaded(engine, data)
 
     def run(inputs: Sequence[Any]) -> object:
         with threads(number):

@@ -6,21 +6,21 @@ at its bounds. Everything else is a float operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from exactq.graphs.graph import Graph, arguments, constant, op_name
-from exactq.graphs.programs import bind
+from exactq.graphs.graph import Graph, arguments, constant, feeds, op_name
+from exactq.graphs.programs import bind, shapes
 from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
 from exactq.kernels import qnnpack
 from exactq.numerics.formats import Grid
+from exactq.plans.rules import Makes, Rule
 from exactq.targets.lowering import folded, operand, rounds_once
-from exactq.targets.pytorch.rules import OPERATORS
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,10 @@ class Dequantize:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution of `rank` axes, or a linear layer of none; `places` are the stride, padding, dilation and groups."""
+    """A convolution of `rank` axes, or a linear layer of none; `places` are the stride, padding, dilation and groups.
+
+    With `added` codes of that grid, of the result's shape, are added to the accumulator; the call reads them second.
+    """
 
     rank: int
     weight: Tensor
@@ -49,6 +52,7 @@ class Layer:
     y: Grid
     relu: bool
     places: dict[str, Any]
+    added: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +115,15 @@ class Largest:
 
 
 @dataclass(frozen=True, eq=False)
+class Mean:
+    """The mean over the last axes, `dims` of them in negative numbers."""
+
+    x: Grid
+    dims: tuple[int, ...]
+    keep: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Moved:
     """Codes that `run` moves or selects; padding is with the code of `fill`."""
 
@@ -129,7 +142,7 @@ class Real:
     run: Callable[..., Any]
 
 
-What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Largest | Moved | Real
+What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Largest | Mean | Moved | Real
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +157,8 @@ class Call:
     inexact: str | None = None
 
 
-def calls(graph: Graph, engine: str) -> Iterator[Call]:
-    """The calls of a Q/DQ graph or a float graph, in order; some nobody needs."""
+def calls(graph: Graph, engine: str, operators: Mapping[str, Rule]) -> Iterator[Call]:
+    """The calls of a Q/DQ graph or a float graph on an engine that has these operators, in order; some nobody needs."""
     for node in graph.calls:
         name = graph.name(node)
         if (q := read_quantize(graph, node)) is not None:
@@ -153,7 +166,7 @@ def calls(graph: Graph, engine: str) -> Iterator[Call]:
                 codes = partial(q.grid.encode, constant(graph.module, q.source))
                 yield Call(name, Real("constant", codes), (), q.grid)
             else:
-                yield _codes(graph, node, q, engine)
+                yield _codes(graph, node, q, engine, operators)
         elif (dq := read_dequantize(graph, node)) is not None and dq.axis is None and dq.source.op != "get_attr":
             if (q := read_quantize(graph, dq.source)) is not None and q.source.op == "get_attr":
                 yield _real(graph, node, "constant")
@@ -172,7 +185,7 @@ def _real(graph: Graph, node: fx.Node, op: str) -> Call:
     return Call(graph.name(node), Real(op, run), reads, inexact=inexact)
 
 
-def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str) -> Call:
+def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str, operators: Mapping[str, Rule]) -> Call:
     """The call that makes these codes: the engine's operator where it has one, quantize_per_tensor of the real otherwise."""
     name, source = graph.name(node), q.source
     root = source
@@ -180,13 +193,17 @@ def _codes(graph: Graph, node: fx.Node, q: QuantizeNode, engine: str) -> Call:
         behind = source.all_input_nodes[0]
         if behind.op == "call_function" and len(behind.users) == 1 and read_dequantize(graph, behind) is None:
             root = behind
-    rule = OPERATORS[engine].get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
+    rule = operators.get(op_name(root)) if root.op == "call_function" and len(root.users) == 1 else None
     asker = _ASKERS.get(op_name(root)) if rule is not None and rule.declines(root) is None else None
-    made = asker(_Root(graph, root, q.grid, engine, root is not source)) if asker is not None else None
+    at = _Root(graph, root, q.grid, engine, root is not source)
+    joined = _joined(at, rule) if isinstance(rule, Makes) and asker is not None else None
+    made = joined or (asker(at) if asker is not None else None)
     if made is None:
         return Call(name, Quantize(q.grid), (graph.name(source),), q.grid)
     what, reads = made
     covers = (graph.name(root),) if root is source else (graph.name(root), graph.name(source))
+    if isinstance(what, Layer) and what.added is not None:
+        covers = (next(graph.name(n) for n in root.all_input_nodes if read_dequantize(graph, n) is None), *covers)
     return Call(name, what, reads, q.grid, covers)
 
 
@@ -198,6 +215,16 @@ def implied(activation: fx.Node, grid: Grid) -> bool:
         return False
     ends = ((lo, grid.format.lo), (hi, grid.format.hi))
     return all(bound is None or int(grid.encode(torch.tensor(float(bound)))) == end for bound, end in ends)
+
+
+def needed(made: Iterator[Call], outputs: Sequence[str]) -> list[Call]:
+    """Those of the calls that the outputs need, in order."""
+    wanted, kept = set(outputs), []
+    for call in reversed(list(made)):
+        if call.name in wanted:
+            wanted.update(call.inputs)
+            kept.append(call)
+    return kept[::-1]
 
 
 Asked = tuple[What, tuple[str, ...]]
@@ -238,6 +265,25 @@ def _layer(at: _Root) -> Asked | None:
             return None
     relu = at.activated and _zero_is_lowest(at.y)
     return Layer(rank, weight[0], value, x.grid, weight[1], at.y, relu, places), (x.name,)
+
+
+def _joined(at: _Root, rule: Makes) -> Asked | None:
+    """The layer that adds decoded codes to its accumulator, on the conditions of `plans.build.joined`."""
+    reads = at.node.all_input_nodes
+    for layer in (n for n in reads if len(reads) == 2 and op_name(n) in rule.joins and [*n.users] == [at.node]):
+        (decoded,) = (n for n in reads if n is not layer)
+        other, made = operand(at.graph, decoded), _layer(replace(at, node=layer))
+        if other is None or made is None or made[1] == (other.name,):
+            continue
+        readers = {r for dq in at.graph.node(other.name).users for r in (dq.users if dq.op == "call_function" else (dq,))}
+        if not all(feeds(r, layer) for r in readers if r is not at.node):
+            continue
+        shape_of = shapes(at.graph, batch=2)
+        if shape_of[at.graph.name(layer)] == shape_of[at.graph.name(decoded)]:
+            what, codes = made
+            assert isinstance(what, Layer)
+            return replace(what, added=other.grid), (*codes, other.name)
+    return None
 
 
 def _zero_is_lowest(y: Grid) -> bool:
@@ -301,6 +347,15 @@ def _largest(at: _Root) -> Asked | None:
     return Largest(op_name(at.node), run, places), (x.name,)
 
 
+def _mean(at: _Root) -> Asked | None:
+    x, given = operand(at.graph, at.node.args[0]), arguments(at.node)
+    if at.activated or x is None or not x.grid.same_as(at.y):
+        return None
+    rank = len(shapes(at.graph)[x.name])
+    dims = tuple(sorted(int(n) % rank - rank for n in given["dim"]))
+    return (Mean(x.grid, dims, bool(given["keepdim"])), (x.name,)) if dims == tuple(range(-len(dims), 0)) else None
+
+
 def _moved(at: _Root) -> Asked | None:
     x, (run, _) = operand(at.graph, at.node.all_input_nodes[0]), bind(at.graph, at.node)
     if at.activated or x is None or not x.grid.same_as(at.y):
@@ -317,7 +372,8 @@ _ASKERS: dict[str, Asker] = {
     **dict.fromkeys(("aten.sigmoid", "aten.hardswish", "aten.leaky_relu"), _function),
     "aten.cat": _concat,
     **{f"aten.avg_pool{n}d": _average for n in (1, 2, 3)},
-    **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2)},
+    **{f"aten.adaptive_avg_pool{n}d": _adaptive for n in (1, 2, 3)},
+    "aten.mean": _mean,
     **{f"aten.max_pool{n}d": _largest for n in (1, 2, 3)},
     **{f"aten.{op}": _moved for op in "view flatten unsqueeze squeeze permute transpose slice constant_pad_nd".split()},
 }

@@ -66,3 +66,11 @@ def read(data: bytes) -> Read:
         raise TargetError(f"the file is not one of exactq's for PyTorch's engines: its header lacks {error}") from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, ModelError) as error:
         raise TargetError(f"the file is not one of exactq's for PyTorch's engines: {error}") from error
+
+
+def graph_for(engine: str, data: bytes) -> Graph:
+    """The graph of a file that was made for an engine. Raises `TargetError` for any other file."""
+    found = read(data)
+    if found.engine != engine:
+        raise TargetError(f"the file was made for {found.engine}, not for {engine}")
+    return found.graph

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from exactq.graphs.graph import Graph
-from exactq.kernels import anatomy, aten, fbgemm, onednn, qnnpack
+from exactq.kernels import aten, fbgemm, onednn
 from exactq.kernels.accumulators import channel_scales
-from exactq.kernels.anatomy import Anatomy, Held, max_pool
+from exactq.kernels.anatomy import Held
 from exactq.numerics.formats import Grid
 from exactq.numerics.requantization import scalar_scale
-from exactq.targets.lowering import mark_inexact
 from exactq.targets.pytorch.calls import (
     Adaptive,
     Average,
@@ -25,6 +21,7 @@ from exactq.targets.pytorch.calls import (
     Function,
     Largest,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
@@ -32,8 +29,9 @@ from exactq.targets.pytorch.calls import (
     What,
     calls,
 )
-from exactq.targets.pytorch.rules import ENGINES, GROUPS
-from exactq.traces import Program, Step
+from exactq.targets.pytorch.made import TWO_KERNELS, Made, assembled, broadcast, kernel, largest, moved
+from exactq.targets.pytorch.rules import ENGINES, GROUPS, OPERATORS
+from exactq.traces import Program
 
 
 def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) -> Program:
@@ -43,73 +41,43 @@ def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) ->
     engine's says why in `inexact`. With `biases` it is what the engine would answer if it held biases so: QNNPACK holds them as
     `int32`, the others as `float32`.
     """
-    steps = []
-    for call in calls(graph, engine):
-        made = _made(call.what, engine, isa, biases)
-        inexact = call.inexact or _undecided(call.what, made.kernel, isa)
-        steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
-    live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
-    return replace(live, steps=tuple(mark_inexact(live.steps)))
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """A kernel with its constants in place, its name as `library.operator`, and its anatomy where it makes codes."""
-
-    run: Callable[..., Any]
-    kernel: str
-    anatomy: Anatomy | None = None
-
-
-LIBRARIES: Mapping[str, Any] = {"fbgemm": fbgemm, "onednn": onednn, "qnnpack": qnnpack, "quantized": aten}
-"""The name of a library in those of kernels -> its kernels and their anatomies. ATen's operators are called quantized ones."""
-
-PYTORCHS = {"average_pool": "avg_pool", "adaptive_average_pool": "adaptive_avg_pool", "concat": "cat"}
-"""What PyTorch calls an operator, where that is another word than the kernel's."""
-
-
-def _kernel(library: str, operator: str, *constants: Any, **options: Any) -> Made:
-    kernels = LIBRARIES[library]
-    run, anatomy = getattr(kernels, operator), kernels.ANATOMIES[operator]
-    name = f"{library}.{PYTORCHS.get(operator, operator)}"
-    return Made(run(*constants, **options), name, anatomy(*constants, **options))
+    return assembled(graph, calls(graph, engine, OPERATORS[engine]), lambda what: _made(what, engine, isa, biases))
 
 
 def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
     own = "qnnpack" if engine == "qnnpack" else "quantized"
     match what:
         case Quantize(y):
-            return _kernel("quantized", "quantize_per_tensor", y)
+            return kernel("quantized", "quantize_per_tensor", y)
         case Dequantize(x):
             return Made(aten.dequantize(x), "quantized.dequantize")
         case Layer():
             return _layer(what, engine, isa, biases)
         case Pair("add", a, b, y, relu):
-            return _broadcast(_kernel(own, "add", a, b, y, relu=relu))
+            return broadcast(kernel(own, "add", a, b, y, relu=relu))
         case Pair(_, a, b, y, relu):
-            return _broadcast(_kernel("quantized", "mul", a, b, y, relu=relu))
+            return broadcast(kernel("quantized", "mul", a, b, y, relu=relu))
         case Concat(xs, y, axis):
-            return _kernel("quantized", "concat", xs, y, axis=axis)
+            return kernel("quantized", "concat", xs, y, axis=axis)
         case Function("sigmoid", x, y):
-            return _kernel("quantized", "sigmoid", x, y)
+            return kernel("quantized", "sigmoid", x, y)
         case Function("hardswish", x, y):
-            return _kernel(own, "hardswish", x, y)
+            return kernel(own, "hardswish", x, y)
         case Function(_, x, y, slope):
-            return _kernel("quantized", "leaky_relu", x, y, slope=slope or 0.0)
+            return kernel("quantized", "leaky_relu", x, y, slope=slope or 0.0)
         case Average(rank, x, size, stride, padding, counted):
             places = {"kernel": size, "stride": stride, "padding": padding}
             if own == "qnnpack" and rank < 3:
-                return _kernel("qnnpack", "average_pool", x, **places)
-            return _kernel("quantized", "average_pool", x, **places, count_include_pad=counted, isa=isa)
+                return kernel("qnnpack", "average_pool", x, **places)
+            return kernel("quantized", "average_pool", x, **places, count_include_pad=counted, isa=isa)
         case Adaptive(x, output):
-            return _kernel(own, "adaptive_average_pool", x, output=output)
-        case Largest(op, run, places):
-            return Made(run, f"{op} on codes", max_pool(**places))  # type: ignore[arg-type]
-        case Moved(op, run, grid, pad, fill):
-            if pad is not None:
-                code = float(aten.quantize_per_tensor(grid)(torch.tensor([fill])))
-                return Made(lambda codes: F.pad(codes, pad, value=code), f"{op} on codes", anatomy.Moved())
-            return Made(run, f"{op} on codes", anatomy.Moved())
+            return kernel(own, "adaptive_average_pool", x, output=output)
+        case Largest():
+            return largest(what)
+        case Mean(x, dims, keep):
+            return kernel("quantized", "mean", x, dims=dims, keep=keep)
+        case Moved(grid=grid):
+            return moved(what, aten.quantize_per_tensor(grid))
         case Real(op, run):
             return Made(run, op)
 
@@ -122,7 +90,11 @@ def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     if bias is not None and biases == "int32" and library != "qnnpack":
         bias = on_product_grid(bias, what.x, what.w)
     given = {"x": what.x, "w": what.w, "y": what.y, "relu": what.relu, **what.places, **where}
-    return _kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
+    if what.added is not None:
+        made = kernel(library, "conv_add", what.weight, bias, added=what.added, **given)
+    else:
+        made = kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
+    return replace(made, inexact=_undecided(what, library, isa))
 
 
 def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:
@@ -131,14 +103,9 @@ def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:
     return ((bias.double() / scale).round().clamp(-(2.0**31), 2.0**31 - 1) * scale).to(torch.float32)
 
 
-def _undecided(what: What, kernel: str, isa: str) -> str | None:
-    if isinstance(what, Layer) and kernel == "onednn.conv" and onednn.undecided(what.weight, what.places["groups"], isa):
-        return "oneDNN has two kernels for groups of one input and several outputs, and which one runs is not known"
-    if isinstance(what, Layer) and kernel == "fbgemm.conv" and fbgemm.undecided(what.weight.shape, **what.places, isa=isa):
+def _undecided(what: Layer, library: str, isa: str) -> str | None:
+    if library == "onednn" and what.rank and onednn.undecided(what.weight, what.places["groups"], isa):
+        return TWO_KERNELS
+    if library == "fbgemm" and what.rank and fbgemm.undecided(what.weight.shape, **what.places, isa=isa):
         return "FBGEMM writes over its own results where groups of 2 or 4 channels are left over"
     return None
-
-
-def _broadcast(made: Made) -> Made:
-    """The kernel on operands of one shape: the loader lays them out so before it calls the engine."""
-    return replace(made, run=lambda a, b: made.run(*torch.broadcast_tensors(a, b)))

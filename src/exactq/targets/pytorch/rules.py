@@ -68,23 +68,28 @@ GROUPS = 100
 (OnednnUtils.h: should_use_onednn_quant)."""
 
 
-def _all(*checks: Declines) -> Declines:
+def every(*checks: Declines) -> Declines:
+    """The first reason that one of the checks gives."""
     return lambda node: next((reason for check in checks if (reason := check(node)) is not None), None)
 
 
-def _padding_is_text(node: fx.Node) -> str | None:
+def padding_is_text(node: fx.Node) -> str | None:
+    """Why a convolution whose padding is a word cannot run in integers."""
     return "quantized convolutions take their padding as numbers" if isinstance(arguments(node)["padding"], str) else None
 
 
-def _has_alpha(node: fx.Node) -> str | None:
+def has_alpha(node: fx.Node) -> str | None:
+    """Why a sum whose second operand has a factor cannot run in integers."""
     return "quantized::add has no alpha" if node.kwargs.get("alpha", 1) != 1 else None
 
 
-def _ceils(node: fx.Node) -> str | None:
+def ceils(node: fx.Node) -> str | None:
+    """Why a pool that rounds its size up cannot run in integers."""
     return "pools of codes with ceil_mode were not measured" if arguments(node)["ceil_mode"] else None
 
 
-def _divides_otherwise(node: fx.Node) -> str | None:
+def divides_otherwise(node: fx.Node) -> str | None:
+    """Why a pool with a divisor of its own cannot run in integers."""
     given = arguments(node).get("divisor_override") is not None
     return "the average pool of codes has no divisor_override that was measured" if given else None
 
@@ -104,15 +109,27 @@ def _several(value: object) -> Sequence[int]:
     return value if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
 
 
-def _clamp_declines(node: fx.Node) -> str | None:
+def clamp_declines(node: fx.Node) -> str | None:
+    """Why these bounds are not those of a grid."""
     given = arguments(node)
     lo, hi = given.get("min"), given.get("max")
     return None if lo == 0 and (hi is None or hi > 0) else "only bounds that start at zero end where a grid of codes can end"
 
 
-def _pad_declines(node: fx.Node) -> str | None:
+def pad_declines(node: fx.Node) -> str | None:
+    """Why this padding cannot be of codes."""
     if any(int(p) < 0 for p in node.args[1]):  # type: ignore[union-attr,arg-type]
         return "padding codes by negative numbers was not measured"
+    return None
+
+
+def not_of_last_axes(node: fx.Node) -> str | None:
+    """Why a mean cannot run in integers: codes are summed where they lie behind one another."""
+    given = arguments(node)
+    dims = {int(n) for n in given.get("dim") or ()}
+    last = bool(dims) and (dims == set(range(-len(dims), 0)) or dims == {2, 3})
+    if not last or given.get("dtype") is not None:
+        return "means of codes are those of the last axes (-1, -2 …, or 2 and 3 of an image)"
     return None
 
 
@@ -129,7 +146,7 @@ def _depthwise_fast(node: fx.Node, shape: Sequence[int]) -> bool:
     return fbgemm.depthwise_fast(shape, **whole, groups=int(given["groups"]))
 
 
-def _never_saturates(node: fx.Node, shape: Sequence[int]) -> bool:
+def never_saturates(node: fx.Node, shape: Sequence[int]) -> bool:
     """oneDNN's depthwise and reference kernels multiply in int32."""
     groups = int(arguments(node)["groups"])
     return onednn.depthwise(shape, groups) or onednn.reference(shape, groups)
@@ -142,20 +159,20 @@ def _many_depthwise_fast(node: fx.Node, shape: Sequence[int]) -> bool:
 def _convolutions(**saturation: Any) -> dict[str, Rule]:
     source = f"{CPU}/qconv.cpp"
     return {
-        f"aten.conv{n}d": Computes(f"quantized::conv{n}d", source, declines=_padding_is_text, **saturation) for n in (1, 2, 3)
+        f"aten.conv{n}d": Computes(f"quantized::conv{n}d", source, declines=padding_is_text, **saturation) for n in (1, 2, 3)
     }
 
 
 _CONVOLUTIONS: dict[str, dict[str, Rule]] = {
     "fbgemm": _convolutions(always=_depthwise_fast),
     "x86": _convolutions(always=_many_depthwise_fast),
-    "onednn": _convolutions(exempt=_never_saturates),
+    "onednn": _convolutions(exempt=never_saturates),
     "qnnpack": _convolutions(),
 }
 
 
 def _pool(operator: str, file: str, *declines: Declines) -> Passes:
-    return Passes(operator, f"{CPU}/{file}", _all(*declines), how="averages codes on the grid they have")
+    return Passes(operator, f"{CPU}/{file}", every(*declines), how="averages codes on the grid they have")
 
 
 _QCAT = Makes("quantized::cat", f"{CPU}/kernels/QuantizedOpKernels.cpp: cat_out_quantized, qcat_nhwc_kernel")
@@ -163,15 +180,18 @@ _ADAPTIVE = "AdaptiveAveragePooling.cpp"
 
 _SHARED: dict[str, Rule] = {
     "aten.linear": Computes("quantized::linear", f"{CPU}/qlinear.cpp"),
-    "aten.add": Makes("quantized::add", f"{CPU}/BinaryOps.cpp", _has_alpha),
+    "aten.add": Makes("quantized::add", f"{CPU}/BinaryOps.cpp", has_alpha),
     "aten.mul": Makes("quantized::mul", f"{CPU}/kernels/QuantizedOpKernels.cpp: qmul_kernel"),
     "aten.cat": _QCAT,
     "aten.leaky_relu": Makes("quantized::leaky_relu", f"{CPU}/kernels/QuantizedOpKernels.cpp: leaky_qrelu_out_kernel"),
     "aten.hardswish": Makes("quantized::hardswish", f"{CPU}/qhardswish.cpp"),
     "aten.adaptive_avg_pool1d": _pool("adaptive_avg_pool1d", _ADAPTIVE),
     "aten.adaptive_avg_pool2d": _pool("adaptive_avg_pool2d", _ADAPTIVE),
+    "aten.mean": Passes(
+        "mean", f"{CPU}/ReduceOps.cpp: mean_out_quantized_cpu", not_of_last_axes, how="averages codes on the grid they have"
+    ),
     "aten.relu": Activates("relu", f"{CPU}/qconv.cpp: conv2d_relu, qlinear.cpp: linear_relu, BinaryOps.cpp: add_relu"),
-    "aten.clamp": Activates("clamp", f"{CPU}/qconv.cpp: outputs are clamped to the codes of their grid", _clamp_declines),
+    "aten.clamp": Activates("clamp", f"{CPU}/qconv.cpp: outputs are clamped to the codes of their grid", clamp_declines),
     "aten.view": _moves("view"),
     "aten.flatten": _moves("flatten"),
     "aten.unsqueeze": _moves("unsqueeze"),
@@ -179,27 +199,31 @@ _SHARED: dict[str, Rule] = {
     "aten.permute": _moves("permute"),
     "aten.transpose": _moves("transpose"),
     "aten.slice": _moves("slice"),
-    "aten.constant_pad_nd": Passes("constant_pad_nd", "aten/src/ATen/native/PadNd.cpp: quantized outputs", _pad_declines),
+    "aten.constant_pad_nd": Passes("constant_pad_nd", "aten/src/ATen/native/PadNd.cpp: quantized outputs", pad_declines),
 }
 
 _ATEN: dict[str, Rule] = {
     "aten.sigmoid": Makes("quantized::sigmoid", f"{CPU}/kernels/QuantizedOpKernels.cpp: qsigmoid_kernel"),
-    "aten.avg_pool1d": _pool("avg_pool1d", "AveragePool2d.cpp", _ceils),
-    "aten.avg_pool2d": _pool("avg_pool2d", "AveragePool2d.cpp", _ceils, _divides_otherwise),
-    "aten.avg_pool3d": _pool("avg_pool3d", "AveragePool3d.cpp", _ceils, _divides_otherwise),
-    **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", _ceils) for n in (1, 2, 3)},
+    "aten.avg_pool1d": _pool("avg_pool1d", "AveragePool2d.cpp", ceils),
+    "aten.avg_pool2d": _pool("avg_pool2d", "AveragePool2d.cpp", ceils, divides_otherwise),
+    "aten.avg_pool3d": _pool("avg_pool3d", "AveragePool3d.cpp", ceils, divides_otherwise),
+    **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", ceils) for n in (1, 2, 3)},
 }
 
 _QNNPACK: dict[str, Rule] = {
-    "aten.avg_pool1d": _pool("avg_pool1d", "AveragePool2d.cpp", _ceils, _single, _padding_not_counted),
-    "aten.avg_pool2d": _pool("avg_pool2d", "AveragePool2d.cpp", _ceils, _divides_otherwise, _single, _padding_not_counted),
-    "aten.avg_pool3d": _pool("avg_pool3d", "AveragePool3d.cpp", _ceils, _divides_otherwise),
-    **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", _all(_ceils, _single)) for n in (1, 2)},
+    "aten.avg_pool1d": _pool("avg_pool1d", "AveragePool2d.cpp", ceils, _single, _padding_not_counted),
+    "aten.avg_pool2d": _pool("avg_pool2d", "AveragePool2d.cpp", ceils, divides_otherwise, _single, _padding_not_counted),
+    "aten.avg_pool3d": _pool("avg_pool3d", "AveragePool3d.cpp", ceils, divides_otherwise),
+    **{f"aten.max_pool{n}d": Passes(f"max_pool{n}d", f"{CPU}/Pooling.cpp", every(ceils, _single)) for n in (1, 2)},
 }
 
-OPERATORS: dict[str, dict[str, Rule]] = {
-    name: _CONVOLUTIONS[name] | _SHARED | (_QNNPACK if name == "qnnpack" else _ATEN) for name in ENGINES
+_ADDS = f"{CPU}/qconv.cpp: QConvAddInt8, which only oneDNN has"
+_ONEDNN: dict[str, Rule] = {
+    "aten.add": Makes("quantized::add", f"{CPU}/BinaryOps.cpp; {_ADDS}", has_alpha, {"aten.conv2d": "quantized::conv2d_add"})
 }
+_OWN = {"qnnpack": _QNNPACK, "onednn": _ATEN | _ONEDNN}
+
+OPERATORS: dict[str, dict[str, Rule]] = {name: _CONVOLUTIONS[name] | _SHARED | _OWN.get(name, _ATEN) for name in ENGINES}
 """Engine -> ATen operator -> what it does to codes.
 
 Not there: QNNPACK's sigmoid, which exists on one output grid alone; three-dimensional adaptive pools, which to one pixel are a

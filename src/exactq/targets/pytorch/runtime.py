@@ -29,14 +29,17 @@ from exactq.targets.pytorch.calls import (
     Function,
     Largest,
     Layer,
+    Mean,
     Moved,
     Pair,
     Quantize,
     Real,
     What,
     calls,
+    needed,
 )
 from exactq.targets.pytorch.emit import read
+from exactq.targets.pytorch.rules import OPERATORS
 from exactq.traces import Trace
 
 VERSION = torch.__version__
@@ -172,12 +175,7 @@ class Loaded:
 
 def _needed(graph: Graph, name: str) -> Iterator[_Ready]:
     """The calls that the outputs need, bound, in order."""
-    needed, kept = set(graph.outputs), []
-    for call in reversed(list(calls(graph, name))):
-        if call.name in needed:
-            needed.update(call.inputs)
-            kept.append(call)
-    for call in reversed(kept):
+    for call in needed(calls(graph, name, OPERATORS[name]), graph.outputs):
         operator, run = _bound(call.what)
         yield _Ready(call.name, operator, run, call.inputs, call.grid is not None and not isinstance(call.what, Real))
 
@@ -223,6 +221,10 @@ def _bound(what: What) -> tuple[str, Callable[..., Any]]:
         case Adaptive(output=output):
             adaptive: Any = getattr(F, f"adaptive_avg_pool{len(output)}d")
             return f"adaptive_avg_pool{len(output)}d", lambda x: adaptive(_dense(x), output)
+        case Mean(_, dims, keep):
+            # Axes that lie last in memory, too, are summed as integers, others in float; and QNNPACK has a mean of its own for
+            # axes that are called 2 and 3, but not for -2 and -1.
+            return "mean", lambda x: torch.mean(x.contiguous(), dims, keepdim=keep)
         case Moved("aten.constant_pad_nd" as op, run):
             # Quantized copies of images with three axes work in plain order alone (torch 2.13).
             return op.removeprefix("aten."), lambda x: run(x.contiguous())
@@ -245,6 +247,8 @@ def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
     else:
         weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), int(what.w.zero))
     at, ending = _at(what.y), "_relu" if what.relu else ""
+    if what.added is not None:
+        ending = f"_add{ending}"
     if not what.rank:
         packed, linear = _ops.linear_prepack(weight, bias), getattr(_ops, f"linear{ending}")
 
@@ -256,4 +260,7 @@ def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
     name, places = f"conv{what.rank}d", what.places
     parameters = (list(places["stride"]), list(places["padding"]), list(places["dilation"]), places["groups"])
     packed, conv = getattr(_ops, f"{name}_prepack")(weight, bias, *parameters), getattr(_ops, f"{name}{ending}")
+    if what.added is not None:
+        # The sum is written over the codes that are added, and these may be read again.
+        return f"quantized::{name}{ending}", lambda x, added: conv(_dense(x), _dense(added).clone(), packed, *at)
     return f"quantized::{name}{ending}", lambda x: conv(_dense(x), packed, *at)
