@@ -22,6 +22,7 @@ from exactq.targets.pytorch.calls import (
     Average,
     Concat,
     Dequantize,
+    DynamicLayer,
     Function,
     Largest,
     Layer,
@@ -33,7 +34,7 @@ from exactq.targets.pytorch.calls import (
     What,
     calls,
 )
-from exactq.targets.pytorch.rules import ENGINES, GROUPS, OPERATORS
+from exactq.targets.pytorch.rules import DYNAMIC, ENGINES, GROUPS, OPERATORS
 from exactq.traces import Program, Step
 
 
@@ -45,10 +46,11 @@ def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) ->
     `int32`, the others as `float32`.
     """
     steps = []
-    for call in calls(graph, engine, OPERATORS[engine]):
+    for call in calls(graph, engine, OPERATORS[engine], DYNAMIC):
         made = _made(call.what, engine, isa, biases)
         inexact = call.inexact or _undecided(call.what, made.kernel, isa)
-        steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
+        given = (call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy)
+        steps.append(Step(*given, shown=call.shown))
     live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
     return replace(live, steps=tuple(mark_inexact(live.steps)))
 
@@ -85,6 +87,8 @@ def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
             return Made(aten.dequantize(x), "quantized.dequantize")
         case Layer():
             return _layer(what, engine, isa, biases)
+        case DynamicLayer():
+            return _dynamic(what, engine, isa)
         case Pair("add", a, b, y, relu):
             return _broadcast(_kernel(own, "add", a, b, y, relu=relu))
         case Pair(_, a, b, y, relu):
@@ -128,6 +132,13 @@ def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     if what.added is not None:
         return _kernel(library, "conv_add", what.weight, bias, added=what.added, **given)
     return _kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
+
+
+def _dynamic(what: DynamicLayer, engine: str, isa: str) -> Made:
+    library = ENGINES[engine].libraries[isa][1]
+    where: dict[str, Any] = {} if library == "qnnpack" else {"reduce_range": what.reduce_range, "isa": isa}
+    run = LIBRARIES[library].linear_dynamic(what.weight, what.bias, w=what.w, relu=what.relu, **where)
+    return Made(run, f"{library}.linear_dynamic")
 
 
 def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:

@@ -19,6 +19,7 @@ from exactq.targets.pytorch.calls import (
     Average,
     Concat,
     Dequantize,
+    DynamicLayer,
     Function,
     Largest,
     Layer,
@@ -83,6 +84,8 @@ def _kernel(what: What, isa: str) -> tuple[Callable[..., Any], str]:
             return (run if pad is None else _padded(grid, pad, fill)), f"{op} on codes"
         case Real(op, run):
             return run, op
+        case DynamicLayer():
+            raise AssertionError("no dynamic layer is asked for: `calls` was told of none")
 
 
 def _padded(grid: Any, pad: tuple[int, ...], fill: float) -> Callable[[Tensor], Tensor]:
