@@ -24,6 +24,7 @@ DEQUANTIZE = {_ops.dequantize_per_tensor.default, _ops.dequantize_per_channel.de
 _PER_TENSOR = {_ops.quantize_per_tensor.default, _ops.dequantize_per_tensor.default}
 
 
+_DYNAMIC = {_ops.choose_qparams.tensor, _ops.quantize_per_tensor.tensor, _ops.dequantize_per_tensor.tensor}
 RANGE, SCALE, ZERO = "/range", "/scale", "/zero"
 _SMALLEST = 6.1e-5
 """The least scale of a grid that is made at run time, as PyTorch's engines have it (fbgemm src/QuantUtils.cc)."""
@@ -60,7 +61,13 @@ def _write(edit: Edit, verb: str, source: fx.Node, grid: Grid, base: str, name: 
     return edit.call(name, op, source, scale, zero, axis, *bounds)
 
 
-@dataclass(frozen=True, eq=False)
+def makes_grid(node: fx.Node) -> bool:
+    """Whether a node is one of those that `quantize_dynamically` writes."""
+    read: Any = node.args[0] if node.target is operator.getitem else node
+    return read.target in _DYNAMIC
+
+
+@dataclass(frozen=True)
 class DynamicNode:
     """What the dequantize node behind a grid that is made at run time says: whose reals, and the codes of their range."""
 

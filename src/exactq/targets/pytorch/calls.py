@@ -200,13 +200,13 @@ def _calls(graph: Graph, engine: str, operators: Mapping[str, Rule], dynamic: Co
                 yield _real(graph, node, "constant")
             else:
                 yield Call(name, Dequantize(dq.grid), (graph.name(dq.source),))
-        elif (layer := _dynamic(graph, node, dynamic)) is not None:
+        elif (layer := _dynamic(graph, node, engine, dynamic)) is not None:
             yield layer
         else:
             yield _real(graph, node, "constant" if dq is not None else op_name(node))
 
 
-def _dynamic(graph: Graph, node: fx.Node, dynamic: Collection[str]) -> Call | None:
+def _dynamic(graph: Graph, node: fx.Node, engine: str, dynamic: Collection[str]) -> Call | None:
     """The call of a layer that makes the grid of its input, or of the relu that alone reads such a layer."""
     layer = node.all_input_nodes[0] if op_name(node) == "aten.relu" else node
     if op_name(layer) not in dynamic or layer is not node and len(layer.users) != 1:
@@ -216,7 +216,8 @@ def _dynamic(graph: Graph, node: fx.Node, dynamic: Collection[str]) -> Call | No
         return None
     covers = tuple(graph.name(n) for n in dict.fromkeys((layer, node)))
     value = None if bias is None else constant(graph.module, bias)
-    what = DynamicLayer(weight[0], value, weight[1], layer is not node, x.reduce_range)
+    # QNNPACK takes all codes whatever it is told, and warns (qlinear_dynamic.cpp).
+    what = DynamicLayer(weight[0], value, weight[1], layer is not node, x.reduce_range and engine != "qnnpack")
     return Call(graph.name(node), what, (graph.name(x.source),), covers=covers)
 
 
