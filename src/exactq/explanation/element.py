@@ -181,8 +181,8 @@ def _dynamic(quantized: Quantized, emulator: Program, node: str) -> str | None:
         if node in step.covers and step.grid is None:
             layer = next(e for e, slot in quantized.plan.edges.items() if isinstance(slot, Dynamic) and e.user in step.covers)
             return (
-                f"`{node}` is reals that {step.kernel} makes of `{layer.value}`, on a grid that it lays over each batch: it ends "
-                "in no integer, and explanations of dynamic layers are not covered; `exactq verify` compares the reals bit for bit"
+                f"`{node}` is reals that {step.kernel} makes of `{layer.value}`, on a grid that it lays over each batch: it "
+                "ends in no integer, and explanations of dynamic layers are not covered; `exactq verify` compares its reals"
             )
     return None
 
