@@ -98,7 +98,12 @@ def tables() -> dict[str, str]:
     recipes = []
     for r in RECIPES.values():
         rules = "; ".join(f"{x.match}: {'float' if x.weights is None else format_spelled(x.weights)}" for x in r.rules)
-        formats = (format_spelled(r.weights), format_spelled(r.activations), r.weight_observer, r.activation_observer)
+        formats = (
+            format_spelled(r.weights),
+            format_spelled(r.activations),
+            r.weight_observer,
+            "at run time" if r.dynamic else r.activation_observer,
+        )
         recipes.append((f"`{r.name}`", *formats, rules))
     return {
         "models": table(("model", "image", "classes", "what it is"), models),

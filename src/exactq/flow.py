@@ -32,6 +32,7 @@ from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
 from exactq.plans import document
 from exactq.plans.build import build
+from exactq.plans.dynamic import build_dynamic
 from exactq.plans.plan import Plan
 from exactq.plans.recipes import Recipe, recipe_named
 from exactq.quantization.apply import apply
@@ -104,8 +105,17 @@ def plan_graph(graph: Graph, *, target: str = "onnxruntime", recipe: str | Recip
     chosen, isa = target_named(target)
     wishes = recipe_named(recipe) if isinstance(recipe, str) else recipe
     _refuse_constant_outputs(graph)
-    made = build(graph, chosen.ability(isa), wishes, find_patterns(graph))
-    plan_fits(graph, made, chosen.ability(isa))
+    ability = chosen.ability(isa)
+    if wishes.dynamic:
+        if not ability.dynamic:
+            raise UsageError(
+                f"{chosen.name} has no layers that quantize their input at run time, which recipe '{wishes.name}' asks for; "
+                f"targets that have them: {', '.join(t.name for t in TARGETS.values() if t.ability(t.isas[0]).dynamic)}"
+            )
+        made = build_dynamic(graph, ability, wishes)
+    else:
+        made = build(graph, ability, wishes, find_patterns(graph))
+    plan_fits(graph, made, ability)
     return made
 
 

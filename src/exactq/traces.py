@@ -26,7 +26,7 @@ class Step:
 
     `covers` names the graph's operators that the step does. `kernel` says in a word what runs (`mlas.conv`, `aten.relu`);
     `inexact` is the reason why its bits may not be those of the runtime, or None where they are proven to be. `anatomy` says
-    how one element of codes comes about, where a kernel makes them.
+    how one element of codes comes about, where a kernel makes them. `shown`: reals that the runtime's trace has, too.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Step:
     inexact: str | None = None
     covers: tuple[str, ...] = ()
     anatomy: Anatomy | None = None
+    shown: bool = False
 
 
 @dataclass(frozen=True)

@@ -180,19 +180,20 @@ def _emulate(program: Program, batch: Sequence[Tensor], real: Trace) -> _Seen:
     lost: dict[str, str] = {}
 
     def see(step: Step, value: Tensor) -> Tensor | None:
+        told = step.grid is not None or step.shown
         unknown = next((lost[name] for name in step.inputs if name in lost), None)
         reason = step.inexact or (None if unknown is None else f"it is made from `{unknown}`, whose bits are not known")
         if reason is not None:
-            if step.grid is not None and step.name in real:
+            if told and step.name in real:
                 reasons[step.name] = reason
                 return real[step.name]
             lost[step.name] = step.name.removesuffix(CODES).removesuffix(REAL) if unknown is None else unknown
-            if step.grid is not None or step.name in program.outputs:
+            if told or step.name in program.outputs:
                 reasons[step.name] = reason
-        elif step.grid is not None and step.name not in real:
+        elif told and step.name not in real:
             reasons[step.name] = "no tensor of the optimised session is known to hold it"
-        elif step.grid is not None:
-            compared[step.name] = value.to(step.grid.format.dtype), real[step.name]
+        elif told:
+            compared[step.name] = value if step.grid is None else value.to(step.grid.format.dtype), real[step.name]
         return None
 
     with torch.no_grad():

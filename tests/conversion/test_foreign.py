@@ -194,15 +194,15 @@ def test_modules_that_are_not_read_are_named_with_their_place() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(nn.Linear(4, 4))
+            self.body = nn.Sequential(nn.GRUCell(4, 4))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x)
 
     with on_engine("fbgemm"):
-        dynamic = tq.quantize_dynamic(Net(), {nn.Linear})
+        dynamic = tq.quantize_dynamic(Net(), {nn.GRUCell})
     said = _refused(dynamic, torch.rand(2, 4))
-    assert said.startswith("`body.0` is a torch.ao.nn.quantized.dynamic.modules.linear.Linear, which is not read")
+    assert said.startswith("`body.0` is a torch.ao.nn.quantized.dynamic.modules.rnn.GRUCell, which is not read")
 
 
 def test_a_prepared_model_is_not_verified_but_converted() -> None:

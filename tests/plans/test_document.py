@@ -13,7 +13,7 @@ from tests.nets import NETS, plan_of
 from exactq.errors import UsageError
 from exactq.numerics.formats import FORMATS
 from exactq.plans.document import from_yaml, to_yaml
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, Float, Fused, Own, PerChannel, PerTensor, Plan, Product, Same, Slot
 
 texts = st.text(max_size=40) | st.sampled_from(
     [
@@ -59,7 +59,8 @@ def plans(draw: st.DrawFn) -> Plan:
         known = st.sampled_from([*slots, name])
         speaking = st.builds(Fused, known, texts) | st.builds(Product, st.tuples(known, known), formats, texts)
         same = st.builds(Same, st.sampled_from(list(slots)), texts) if slots else own
-        slots[name] = draw(own | fixed() | st.builds(Float, texts) | speaking | same)
+        dynamic = st.builds(Dynamic, formats, texts, st.booleans())
+        slots[name] = draw(own | fixed() | st.builds(Float, texts) | speaking | same | dynamic)
     one = st.sampled_from(names)
     plain = [n for n in names if " -> " not in n]
     edges = (

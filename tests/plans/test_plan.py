@@ -8,7 +8,21 @@ import pytest
 
 from exactq.errors import UsageError
 from exactq.numerics.formats import INT8, INT32, UINT8
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot, references, summary
+from exactq.plans.plan import (
+    Dynamic,
+    Edge,
+    Fixed,
+    Float,
+    Fused,
+    Own,
+    PerChannel,
+    Plan,
+    Product,
+    Same,
+    Slot,
+    references,
+    summary,
+)
 
 OWN = Own(UINT8, "minmax", "why")
 
@@ -88,6 +102,8 @@ def test_every_kind_of_slot_is_summed_up_and_says_what_it_speaks_of() -> None:
         Same("a", "why"),
         Product(("a", "b"), INT32, "why"),
         Fixed(UINT8, 0.5, 3, "why"),
+        Dynamic(UINT8, "why"),
+        Dynamic(UINT8, "why", reduce_range=True),
         Fused("a", "why"),
         Float("why"),
     ]
@@ -97,7 +113,9 @@ def test_every_kind_of_slot_is_summed_up_and_says_what_it_speaks_of() -> None:
         ("same", "as a", ""),
         ("int32", "a × b", ""),
         ("uint8 0..255", "scale 0.5, zero 3", "given"),
+        ("uint8 0..255", "tensor", "at run time"),
+        ("uint8 0..127", "tensor", "at run time"),
         ("accumulator", "of a", ""),
         ("float32", "", ""),
     ]
-    assert [references(s) for s in slots] == [(), (), ("a",), ("a", "b"), (), ("a",), ()]
+    assert [references(s) for s in slots] == [(), (), ("a",), ("a", "b"), (), (), (), ("a",), ()]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.nets import NETS, edited, graph_of, plan_of
+import torch
+from tests.nets import NETS, edited, graph_of, net, plan_of
+from torch import nn
 
 from exactq.errors import UsageError
-from exactq.flow import quantize_graph
+from exactq.flow import plan_graph, prepare, quantize_graph
 from exactq.numerics.formats import INT8, INT32, UINT2, UINT4, UINT8
-from exactq.plans.plan import Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
 from exactq.quantization.fit import plan_fits
 from exactq.targets import target_named
 
@@ -126,6 +128,42 @@ def test_what_no_kernel_does_is_refused_by_its_line(
     with pytest.raises(UsageError) as error:
         quantize_graph(graph_of(name), plan=edited(plan_of(name), slots, edges), calibration=never())  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+AT_RUN_TIME = Dynamic(UINT8, WHY)
+DYNAMIC: list[tuple[str, dict[str, Slot], dict[Edge, Slot], str]] = [
+    ("onnxruntime", {}, {Edge("relu", "a"): AT_RUN_TIME}, "onnxruntime makes a grid at run time for no operator, not `a`"),
+    ("fbgemm", {}, {Edge("relu", "a"): AT_RUN_TIME}, "fbgemm makes a grid at run time for linear, not `a`"),
+    ("fbgemm", {"add": AT_RUN_TIME}, {}, "`add` is dynamic: a grid is made at run time for a layer that reads"),
+]
+LINEAR: list[tuple[dict[str, Slot], Slot, str]] = [
+    ({"fc.weight": FLOAT}, AT_RUN_TIME, "is dynamic, but `fc.weight` is float: give the weights a grid of their own"),
+    ({"fc.weight": Fixed(INT8, 0.1, 3, WHY)}, AT_RUN_TIME, "weights of a dynamic layer live on grids whose zero is 0, not 3"),
+    ({"fc": Fused("relu", WHY), "relu": CODES}, AT_RUN_TIME, "so `fc` is reals and in no accumulator"),
+    ({}, Dynamic(INT8, WHY), "the edge x -> fc cannot be in int8: fbgemm has integer kernels for uint8"),
+]
+
+
+@pytest.mark.parametrize(("target", "slots", "edges", "message"), DYNAMIC, ids=[message for *_, message in DYNAMIC])
+def test_a_grid_at_run_time_is_for_layers_that_make_one(
+    target: str, slots: dict[str, Slot], edges: dict[Edge, Slot], message: str
+) -> None:
+    plan = plan_of("residual", f"{target}@avx2")
+    with pytest.raises(UsageError) as error:
+        plan_fits(graph_of("residual"), edited(plan, slots, edges), target_named(f"{target}@avx2")[0].ability("avx2"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("slots", "slot", "message"), LINEAR, ids=[message for *_, message in LINEAR])
+def test_a_dynamic_layer_needs_weights_on_a_symmetric_grid_and_gives_reals(
+    slots: dict[str, Slot], slot: Slot, message: str
+) -> None:
+    graph = prepare(net(lambda self, x: self.fc(x).relu(), fc=nn.Linear(4, 3)), (torch.zeros(2, 4),))
+    (name,) = (i.name for i in graph.inputs)
+    plan = plan_graph(graph, target="fbgemm@avx2", recipe="dynamic")
+    with pytest.raises(UsageError) as error:
+        plan_fits(graph, edited(plan, slots, {Edge(name, "fc"): slot}), target_named("fbgemm@avx2")[0].ability("avx2"))
+    assert message in str(error.value).replace(name, "x")
 
 
 ADDED: list[tuple[str, dict[str, Slot], str]] = [

@@ -11,11 +11,23 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.intrinsic.quantized.dynamic as nniqd
 import torch.ao.nn.quantized as nnq
+import torch.ao.nn.quantized.dynamic as nnqd
 import torch.nn.functional as F
 from torch import nn
 
-from exactq.conversion.standins import Apply, Decode, Functional, Layer, Mark, convolution_places, place, quantized_weights
+from exactq.conversion.standins import (
+    Apply,
+    Decode,
+    DynamicLayer,
+    Functional,
+    Layer,
+    Mark,
+    convolution_places,
+    place,
+    quantized_weights,
+)
 from exactq.errors import ModelError
 
 Make = Callable[[Any, str], nn.Module]
@@ -26,6 +38,17 @@ def _layer(module: Any, name: str, *, convolves: bool, relu: bool) -> nn.Module:
     weights = quantized_weights(module.weight(), module.bias(), name)
     places = convolution_places(module, name) if convolves else None
     return Layer(weights, places, relu=relu, place=place(module.scale, module.zero_point, torch.quint8, name))
+
+
+def _dynamic(module: Any, name: str, *, relu: bool) -> nn.Module:
+    if (dtype := module._packed_params.dtype) != torch.qint8:
+        raise ModelError(f"`{name}` has weights of {str(dtype).removeprefix('torch.')}: only int8 weights are read")
+    # Modules of before version 4 use all codes (torch/ao/nn/quantized/dynamic/modules/linear.py: forward).
+    reduced = relu or module.version is not None and module.version >= 4
+    weights = quantized_weights(module.weight(), module.bias(), name)
+    if bool(weights.grid.grid.zero.any()):
+        raise ModelError(f"`{name}` has weights on a grid whose zero is not 0: dynamic layers of such were not measured")
+    return DynamicLayer(weights, name, relu=relu, reduce_range=reduced)
 
 
 def _quantize(module: Any, name: str) -> nn.Module:
@@ -56,6 +79,9 @@ def _elu(module: Any, name: str) -> nn.Module:
 _CONVOLUTION = partial(_layer, convolves=True, relu=False)
 _CONVOLUTION_RELU = partial(_layer, convolves=True, relu=True)
 
+DYNAMIC: dict[type[nn.Module], bool] = {nnqd.Linear: False, nniqd.LinearReLU: True}
+"""Modules that quantize their input at run time, and whether a relu is in them."""
+
 STAND_INS: dict[type[nn.Module], Make] = {
     nnq.Quantize: _quantize,
     nnq.DeQuantize: lambda module, name: Decode(),
@@ -63,6 +89,7 @@ STAND_INS: dict[type[nn.Module], Make] = {
     nniq.LinearReLU: partial(_layer, convolves=False, relu=True),
     **dict.fromkeys((nnq.Conv1d, nnq.Conv2d, nnq.Conv3d), _CONVOLUTION),
     **dict.fromkeys((nniq.ConvReLU1d, nniq.ConvReLU2d, nniq.ConvReLU3d), _CONVOLUTION_RELU),
+    **{kind: partial(_dynamic, relu=relu) for kind, relu in DYNAMIC.items()},
     nnq.QFunctional: _functional,
     nnq.Sigmoid: _sigmoid,
     nnq.Hardswish: _hardswish,

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.ao.quantization import DeQuantStub
 
 from exactq.conversion import graphmode, runtimes
-from exactq.conversion.converted import is_converted, stand_in
+from exactq.conversion.converted import DYNAMIC, is_converted, stand_in
 from exactq.conversion.exported import Rewriting, is_exported
 from exactq.conversion.fakequant import Used, fakes, observes, stop_observing, used
 from exactq.conversion.given import Given, WeightGrid, given
@@ -25,6 +25,7 @@ from exactq.conversion.standins import Decode, Layer, Mark, Place
 from exactq.errors import ModelError, UsageError
 from exactq.graphs.graph import Graph
 from exactq.graphs.qdq import DEQUANTIZE
+from exactq.plans.build import weight_and_bias
 from exactq.quantized import Quantized
 from exactq.sources.capture import capture
 from exactq.targets import target_named
@@ -98,7 +99,22 @@ def _converted(model: nn.Module, inputs: Sequence[Tensor], target: Target, isa: 
     leaves: dict[int, Any] = {id(m): stand_in(m, name) for name, m in model.named_modules() if is_converted(m)}
     traced, spots = _traced(model, leaves, {})
     made = _given(traced, inputs, target, isa, by="by the quantized module")
-    return Foreign("converted", _mode(model), made.quantized, runtimes.converted(model, target.name, spots, made.names))
+    around = _around(model, made.quantized)
+    runtime = runtimes.converted(model, target.name, spots, made.names, around)
+    return Foreign("converted", _mode(model), made.quantized, runtime)
+
+
+def _around(model: nn.Module, quantized: Quantized) -> dict[str, list[runtimes.Around]]:
+    """The reals around each call of each dynamic layer of the model, as the emulator's steps call them, by the layer's path."""
+    paths = {f"{name}.weight".lstrip("."): name for name, module in model.named_modules() if type(module) in DYNAMIC}
+    graph = quantized.float_graph
+    found: dict[str, list[runtimes.Around]] = {}
+    for step in quantized.program().steps:
+        if step.shown and step.covers:
+            weight = graph.name(weight_and_bias(graph.node(step.covers[0]))[0])
+            around = runtimes.Around(step.inputs[0], step.name, relu=len(step.covers) > 1)
+            found.setdefault(paths[weight], []).append(around)
+    return found
 
 
 def _exported(model: fx.GraphModule, inputs: Sequence[Tensor], target: Target, isa: str) -> Foreign:

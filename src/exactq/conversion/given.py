@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from exactq.conversion.markers import DECODED, NAMED, ON_GRID
+from exactq.conversion.markers import DECODED, DYNAMIC, NAMED, ON_GRID
 from exactq.errors import ModelError
 from exactq.graphs.graph import Edit, Graph, op_name
 from exactq.graphs.programs import is_compute
@@ -21,7 +21,7 @@ from exactq.numerics.formats import INT32, UINT8, Grid
 from exactq.optimization.patterns import find_patterns
 from exactq.optimization.pipeline import optimize
 from exactq.plans.build import weight_and_bias
-from exactq.plans.plan import Fixed, FixedChannels, Float, Fused, Plan, Product, Same, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, FixedChannels, Float, Fused, Plan, Product, Same, Slot
 from exactq.plans.rules import Ability, Activates, Computes, Passes, Rule
 from exactq.quantization.apply import apply
 from exactq.quantized import Quantized
@@ -91,9 +91,10 @@ def given(
     float_graph = placing.edit.freeze()
     ability = target.ability(isa)
     slots = _slots(float_graph, placing, weights, ability, by)
-    if not any(isinstance(slot, Fixed) for slot in slots.values()):
+    edges = _edges(float_graph, placing, ability, by)
+    if not edges and not any(isinstance(slot, Fixed) for slot in slots.values()):
         raise ModelError("no value of the model has a grid: nothing in it is quantized")
-    plan = Plan(target.name, isa, RECIPE, slots)
+    plan = Plan(target.name, isa, RECIPE, slots, edges)
     applied = apply(float_graph, plan, {})
     notes = applied.notes if rounded_in_training else (*applied.notes, *placing.averages(), *_bias_notes(ability, slots))
     return Given(Quantized(float_graph, applied.graph, plan, notes), placing.names, placing.inputs)
@@ -109,15 +110,21 @@ class _Placing:
     inputs: dict[str, str] = field(default_factory=dict)
     passed: dict[str, str] = field(default_factory=dict)
     """Value -> the value whose grid it keeps."""
+    dynamic: dict[str, bool] = field(default_factory=dict)
+    """Layer that lays a grid over its input -> whether its range is reduced."""
 
     def place(self) -> None:
+        named: set[str] = set()
         for node in self.edit:
             if node.op == "call_function" and node.target is NAMED:
                 known: Any = node.args
                 source, name = known
                 self.edit.replace(node, source)
-                if source.op == "call_function":
+                if source.op == "call_function" and name in named:
+                    self.edit.name(source, name)  # a layer's second call: the first keeps the name
+                elif source.op == "call_function":
                     self._rename(source, name)
+                named.add(name)
         at: dict[fx.Node, Grid] = {}
         coded: dict[fx.Node, fx.Node] = {}
         """A mark or a value that moves codes -> the value that holds them."""
@@ -135,9 +142,11 @@ class _Placing:
                 elif read and op_name(node) in OWN_GRID:
                     scale, zero = OWN_GRID[op_name(node)]
                     at[node], coded[node] = _grid(scale, zero), node
+        chosen = {user: bool(n.args[1]) for n in self.edit if n.target is DYNAMIC for user in n.users}
         for node in self.edit:
-            if node.op == "call_function" and node.target in (ON_GRID, DECODED):
+            if node.op == "call_function" and node.target in (ON_GRID, DECODED, DYNAMIC):
                 self.edit.replace(node, coded.get(node, node.all_input_nodes[0]))
+        self.dynamic = {self.edit.value(node): reduced for node, reduced in chosen.items()}
         self.grids = {self.edit.value(node): grid for node, grid in at.items()}
         self.passed = {self.edit.value(node): self.edit.value(source) for node, source in passes.items()}
 
@@ -232,11 +241,26 @@ def _slots(graph: Graph, placing: _Placing, weights: Mapping[str, WeightGrid], a
             if w in weights:
                 _refuse_zeros(w, weights[w].grid, ability)
                 slots[w] = _weight(weights[w], by)
-                if bias is not None:
+                if bias is not None and graph.name(node) in placing.dynamic:
+                    slots[graph.name(bias)] = Float("its layer makes reals, and adds it to them")
+                elif bias is not None:
                     made = graph.name(node)
                     whole = x in placing.grids and (made in placing.grids or patterns.get(made) in placing.grids)
                     slots[graph.name(bias)] = _bias(x, w, ability, coded=whole)
     return slots
+
+
+def _edges(graph: Graph, placing: _Placing, ability: Ability, by: str) -> dict[Edge, Slot]:
+    """The plan's edges: the inputs of layers that lay a grid over them at run time."""
+    edges: dict[Edge, Slot] = {}
+    for name, reduced in placing.dynamic.items():
+        node = graph.node(name)
+        rule = ability.dynamic.get(op_name(node))
+        if rule is None:
+            raise ModelError(f"`{name}` quantizes its input at run time, for which {ability.target} has no layer")
+        edge = Edge(graph.name(node.all_input_nodes[0]), name)
+        edges[edge] = Dynamic(UINT8, f"at run time, asked for {by}", reduced)
+    return edges
 
 
 def _activation(name: str, placing: _Placing, rule: Rule | None, by: str) -> Slot:

@@ -6,8 +6,9 @@ ends of each thread's part otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,13 +26,26 @@ See = Callable[[str, Any], None]
 """A value's name as the module has it, and the value."""
 
 
+@dataclass(frozen=True)
+class Around:
+    """The names of the reals around a dynamic layer: of what it reads, and of what it makes; with `relu` behind a relu."""
+
+    reads: str
+    makes: str
+    relu: bool
+
+
 def converted(
-    module: nn.Module, target: str, spots: Mapping[str, Mapping[str, str]], rename: Mapping[str, tuple[str, int]]
+    module: nn.Module,
+    target: str,
+    spots: Mapping[str, Mapping[str, str]],
+    rename: Mapping[str, tuple[str, int]],
+    dynamic: Mapping[str, Sequence[Around]] | None = None,
 ) -> Runtime:
     """The runtime of a converted module: codes by the names that the emulator uses.
 
     `spots` has for each FX graph in it, by path, node name -> name; `rename` says of a mark's name which value it is, and how
-    far its codes were moved.
+    far its codes were moved; `dynamic` has for each dynamic layer, by its path, the reals of its calls.
     """
 
     def trace(inputs: Sequence[Tensor]) -> Trace:
@@ -44,7 +58,7 @@ def converted(
             codes = ((value.int_repr() if value.is_quantized else value).to(torch.int16) + shift).to(torch.uint8)
             kept.setdefault(f"{known}/codes", codes)
 
-        with _seen(module, spots, see), _running(target):
+        with _seen(module, spots, see), _around(module, dynamic or {}, kept), _running(target):
             module(*inputs)
         return kept
 
@@ -53,6 +67,28 @@ def converted(
             return _flat(module(*inputs))
 
     return Runtime(run, trace, _operators(module))
+
+
+@contextmanager
+def _around(module: nn.Module, dynamic: Mapping[str, Sequence[Around]], kept: Trace) -> Iterator[None]:
+    """A context in which the reals that dynamic layers read and make are kept, as they are then."""
+
+    def told(calls: Iterable[Around]) -> Callable[..., None]:
+        coming = iter(calls)
+
+        def hook(_: nn.Module, read: tuple[Tensor, ...], made: Tensor) -> None:
+            if (names := next(coming, None)) is not None:
+                kept.setdefault(names.reads, read[0].clone())
+                kept.setdefault(names.makes, made.clamp(min=0) if names.relu else made.clone())
+
+        return hook
+
+    handles = [module.get_submodule(path).register_forward_hook(told(calls)) for path, calls in dynamic.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def prepared(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exactq.conversion.given import WeightGrid
-from exactq.conversion.markers import DECODED, ON_GRID
+from exactq.conversion.markers import DECODED, DYNAMIC, NAMED, ON_GRID
 from exactq.errors import ModelError
 from exactq.numerics.formats import INT8, Format, Grid
 
@@ -83,6 +83,18 @@ class Layer(nn.Module):
             y = conv(x, weight, self.bias, **self.places)
         y = F.relu(y) if self.relu else y
         return y if self.place is None else self.place.mark(y)
+
+
+class DynamicLayer(Layer):
+    """A linear layer that lays a grid over its input when it sees it, and gives reals; a relu behind it."""
+
+    def __init__(self, weights: Weights, name: str, *, relu: bool, reduce_range: bool) -> None:
+        super().__init__(weights, None, relu=relu, place=None)
+        self.name, self.reduce_range = name, reduce_range
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's reals, by the layer's name."""
+        return NAMED(super().forward(DYNAMIC(x, self.reduce_range)), self.name)
 
 
 class Apply(nn.Module):

@@ -63,6 +63,12 @@ def _common(both: Ideal) -> list[str]:
         keys = [key for key in a.grids if key in b.grids]
     else:
         keys = [key for key in (a.grids or b.grids) if key in (a.values or b.values)]
+    if around := a.around | b.around:
+        # Reals around layers that encode them at run time are compared, too, each in its place.
+        reals = [name for name in both.nodes if name in around and name not in a.grids and name not in b.grids]
+        order = {name: n for n, name in enumerate(a.graph.name(node) for node in a.graph)}
+        sources = a.values | b.values  # type: ignore[operator]
+        keys = sorted([*keys, *(name for name in reals if name not in keys)], key=lambda key: order[sources.get(key, key)])
     outputs = [name.removesuffix(REAL) for name in a.graph.outputs]
     return [*keys, *(name for name in outputs if name not in keys and name not in a.grids and name not in b.grids)]
 

@@ -52,12 +52,16 @@ def attribute(
         moved = differ & ((forth != 0) | (back != 0))
         tally.add(named(both, part), key, moved, torch.maximum(forth, back))
         explained |= moved
+    counted: dict[Cause, Tensor] = {}
     for ours, plain, real, s in ((base, plain_a, first, a), (last, plain_b, second, b)):
         off = apart(plain, real, step)
         last_bits = differ & (off != 0)
         close = last_bits & _close(both, s, key, known, ours, off, real)
-        tally.add(_rounding(s), key, close, off)
-        tally.add(Cause.UNKNOWN, key, last_bits & ~close, off)
+        for cause, moved in ((_rounding(s), close), (Cause.UNKNOWN, last_bits & ~close)):
+            # Where the last bits of both sides are off, the element is still one.
+            before = counted.get(cause, torch.zeros_like(moved))
+            tally.add(cause, key, moved & ~before, off)
+            counted[cause] = before | moved
         explained |= last_bits
     # Some need several causes at once: they count for the one with which they move when parts are exchanged in order.
     exchanged: list[Cause] = []
@@ -138,7 +142,8 @@ def _present(both: Ideal, part: Cause) -> bool:
                 for v in [b.weights[name]]
             )
         case Cause.FLOAT | Cause.SUM:
-            return any(both.joined(key) == (part is Cause.SUM) for key in a.grids.keys() ^ b.grids.keys())
+            dynamic = part is Cause.FLOAT and a.dynamic != b.dynamic
+            return dynamic or any(both.joined(key) == (part is Cause.SUM) for key in a.grids.keys() ^ b.grids.keys())
         case Cause.ACTIVATIONS | Cause.RANGE:
             return any(not grid.same_as(b.grids[key]) for key, grid in a.grids.items() if key in b.grids)
         case Cause.PAIRS:

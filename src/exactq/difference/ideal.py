@@ -20,6 +20,7 @@ from exactq.difference.sides import Side, decoded, is_constant, operators, real
 from exactq.errors import DataError
 from exactq.graphs.graph import arguments, op_name
 from exactq.kernels import sums
+from exactq.kernels.aten import dynamic_grid
 from exactq.numerics.formats import Format, Grid
 from exactq.numerics.rounding import wrap_int32
 
@@ -169,7 +170,15 @@ class _Walk:
         return codes.nan_to_num(nan=grid.format.lo).clamp(grid.format.lo, grid.format.hi)
 
     def read(self, reader: str, operand: fx.Node) -> Tensor:
-        """The reals that an operator reads of an operand, on the grid that its key has there."""
+        """The reals that an operator reads of an operand, on the grid that its key has there, or that it lays over them."""
+        value, side = self.handed(reader, operand), self.ideal.pick(Cause.FLOAT, self.parts)
+        if reader not in side.dynamic:
+            return value
+        grid = dynamic_grid(value.float(), reduce_range=side.dynamic[reader])
+        return decoded((torch.round(value / grid.scale.double()) + grid.zero).clamp(0, 255), grid)
+
+    def handed(self, reader: str, operand: fx.Node) -> Tensor:
+        """The reals of an operand on the grid that its key has there."""
         name, key = self.key(reader, operand)
         if key in self.given:
             grid = self.ideal.grid(key, self.parts)

@@ -11,7 +11,7 @@ from exactq.difference.bounds import narrowed
 from exactq.difference.executions import Execution
 from exactq.graphs.graph import Graph, arguments, constant, op_name
 from exactq.graphs.programs import is_compute
-from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, read_dequantize, read_quantize
+from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, makes_grid, read_dequantize, read_dynamic, read_quantize
 from exactq.kernels.accumulators import Kernel, Layer
 from exactq.kernels.anatomy import IntegerBias, Products
 from exactq.numerics.formats import Grid
@@ -48,7 +48,9 @@ class Side:
 
     `values`: key -> the value that is encoded; `reads`: (operator, value) -> the key it reads; `rounds_bias`: layers whose bias
     is int32, `bias_codes`: those that are known as they are; `fused`: activations that a kernel leaves to the end of its grid;
-    `joined`: layers whose kernel adds other codes to the sum at once; `inside`: keys whose zero is added before the rounding.
+    `joined`: layers whose kernel adds other codes to the sum at once; `inside`: keys whose zero is added before the rounding;
+    `dynamic`: layers that lay a grid over their input, and whether its range is reduced; `around`: the values that are reals
+    before and behind them.
     """
 
     execution: Execution
@@ -63,6 +65,8 @@ class Side:
     fused: frozenset[str]
     joined: frozenset[str]
     inside: frozenset[str]
+    dynamic: Mapping[str, bool]
+    around: frozenset[str]
     kernels: Mapping[str, str]
     graph: Graph
     renames: Mapping[str, str]
@@ -89,13 +93,17 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
     reads: dict[tuple[str, str], str] = {}
     weights: dict[str, Weight] = {}
     biases: dict[str, Tensor] = {}
+    dynamic: dict[str, bool] = {}
     for node in graph.calls:
         if (q := read_quantize(graph, node)) is not None:
             if q.source.op != "get_attr":
                 key = graph.name(node).removesuffix(CODES)
                 grids[key], values[key] = q.grid, graph.name(q.source)
-        elif node.target not in DEQUANTIZE:
+        elif node.target not in DEQUANTIZE and not makes_grid(node):
             for operand in node.all_input_nodes:
+                if (made := read_dynamic(operand)) is not None:
+                    dynamic[graph.name(node)] = made.reduce_range
+                    operand = made.source
                 if (read := read_key(graph, operand)) is not None:
                     reads[graph.name(node), values[read]] = read
             if is_compute(node):
@@ -107,8 +115,10 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
     rounds, fused, joined, inside, codes = set(), set(), set(), set(), dict[str, Tensor]()
     kernels, named = {}, operators(graph)
     old = {name: key for key, name in renames.items()}
+    around = set()
     for step in execution.program.steps:
         if step.grid is None:
+            around |= {step.name} if step.shown else set()
             continue
         key = step.name.removesuffix(CODES)
         key = old.get(key, key)
@@ -139,6 +149,8 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
         frozenset(fused),
         frozenset(joined),
         frozenset(inside),
+        dynamic,
+        frozenset(around),
         kernels,
         graph,
         renames,
@@ -156,7 +168,8 @@ def read_key(graph: Graph, node: fx.Node) -> str | None:
 
 def operators(graph: Graph) -> dict[str, fx.Node]:
     """Name -> node of each operator of the model itself, in order."""
-    return {graph.name(n): n for n in graph.calls if n.target not in QUANTIZE and n.target not in DEQUANTIZE}
+    written = QUANTIZE | DEQUANTIZE
+    return {graph.name(n): n for n in graph.calls if n.target not in written and not makes_grid(n)}
 
 
 def real(graph: Graph, node: fx.Node) -> Tensor:

@@ -19,7 +19,7 @@ from exactq.graphs.qdq import CODES
 from exactq.kernels.anatomy import Element, Function, Line, Lines, Moved, Place, Products, Read, place_of
 from exactq.numerics.formats import Grid
 from exactq.numerics.scalars import Scalar, scalar, shown
-from exactq.plans.plan import Float, Fused
+from exactq.plans.plan import Dynamic, Float, Fused
 from exactq.quantized import Quantized
 from exactq.traces import Program, Step, trace
 
@@ -162,6 +162,8 @@ def _found(quantized: Quantized, emulator: Program, node: str) -> tuple[Step, tu
     into, slot = node, slots[node]
     while isinstance(slot, Fused):
         into, slot = slot.into, slots[slot.into]
+    if (dynamic := _dynamic(quantized, emulator, node)) is not None:
+        raise UsageError(dynamic)
     if isinstance(slot, Float):
         raise UsageError(f"`{node}` stays float, so there is no integer to explain: {slot.reason}")
     if into not in steps:
@@ -171,6 +173,18 @@ def _found(quantized: Quantized, emulator: Program, node: str) -> tuple[Step, tu
         raise UsageError(f"`{node}` has no codes: `{into}` behind it has; {step.inexact or 'it runs in float'}")
     note = f"`{node}` has no codes of its own: its int32 is the accumulator of the kernel that makes `{into}`"
     return step, (note, *_covered(step))
+
+
+def _dynamic(quantized: Quantized, emulator: Program, node: str) -> str | None:
+    """Why a value that a dynamic layer makes is not explained; None for any other."""
+    for step in emulator.steps:
+        if node in step.covers and step.grid is None:
+            layer = next(e for e, slot in quantized.plan.edges.items() if isinstance(slot, Dynamic) and e.user in step.covers)
+            return (
+                f"`{node}` is reals that {step.kernel} makes of `{layer.value}`, on a grid that it lays over each batch: it "
+                "ends in no integer, and explanations of dynamic layers are not covered; `exactq verify` compares its reals"
+            )
+    return None
 
 
 def _covered(step: Step) -> tuple[str, ...]:

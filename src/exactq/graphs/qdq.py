@@ -5,6 +5,7 @@ The codes of the value `relu` are called `relu/codes`, what they decode to is `r
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ _ops: Any = torch.ops.quantized_decomposed
 QUANTIZE = {_ops.quantize_per_tensor.default, _ops.quantize_per_channel.default}
 DEQUANTIZE = {_ops.dequantize_per_tensor.default, _ops.dequantize_per_channel.default}
 _PER_TENSOR = {_ops.quantize_per_tensor.default, _ops.dequantize_per_tensor.default}
+
+
+_DYNAMIC = {_ops.choose_qparams.tensor, _ops.quantize_per_tensor.tensor, _ops.dequantize_per_tensor.tensor}
+RANGE, SCALE, ZERO = "/range", "/scale", "/zero"
+_SMALLEST = 6.1e-5
+"""The least scale of a grid that is made at run time, as PyTorch's engines have it (fbgemm src/QuantUtils.cc)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,49 @@ def _write(edit: Edit, verb: str, source: fx.Node, grid: Grid, base: str, name: 
     scale = _shared(edit, f"{base}_scale", grid.scale.flatten())
     zero = _shared(edit, f"{base}_zero", grid.zero.flatten().to(torch.int64))
     return edit.call(name, op, source, scale, zero, axis, *bounds)
+
+
+def makes_grid(node: fx.Node) -> bool:
+    """Whether a node is one of those that `quantize_dynamically` writes."""
+    read: Any = node.args[0] if node.target is operator.getitem else node
+    return read.target in _DYNAMIC
+
+
+@dataclass(frozen=True)
+class DynamicNode:
+    """What the dequantize node behind a grid that is made at run time says: whose reals, and the codes of their range."""
+
+    source: fx.Node
+    format: Format
+    reduce_range: bool
+
+
+def quantize_dynamically(edit: Edit, source: fx.Node, fmt: Format, name: str, *, reduce_range: bool) -> fx.Node:
+    """A node that gives `source` rounded to a grid made of `source` itself, named `name/real`, at the insertion point.
+
+    Before it the nodes that make the grid and the codes, as PT2E writes them; with `reduce_range` the lower half of the codes
+    is for the range.
+    """
+    bounds, top = (fmt.lo, fmt.hi, fmt.dtype), fmt.hi // 2 if reduce_range else fmt.hi
+    made = edit.call(name + RANGE, _ops.choose_qparams.tensor, source, fmt.lo, top, _SMALLEST, fmt.dtype)
+    at = [edit.call(name + end, operator.getitem, made, n) for n, end in enumerate((SCALE, ZERO))]
+    codes = edit.call(name + CODES, _ops.quantize_per_tensor.tensor, source, *at, *bounds)
+    return edit.call(name + REAL, _ops.dequantize_per_tensor.tensor, codes, *at, *bounds)
+
+
+def read_dynamic(node: fx.Node) -> DynamicNode | None:
+    """What the last of the nodes that `quantize_dynamically` writes says, or None for any other node."""
+    if node.target is not _ops.dequantize_per_tensor.tensor:
+        return None
+    args: Any = node.args
+    codes, scale, zero, lo, hi, dtype = args[:6]
+    made = [n.args[0] for n in (scale, zero) if n.target is operator.getitem]
+    if codes.target is not _ops.quantize_per_tensor.tensor or len(made) != 2 or made[0] is not made[1]:
+        return None
+    chosen, source = made[0], codes.args[0]
+    if chosen.target is not _ops.choose_qparams.tensor or chosen.args[0] is not source:
+        return None
+    return DynamicNode(source, _format(lo, hi, dtype), chosen.args[2] != hi)
 
 
 def set_grid(edit: Edit, node: fx.Node, grid: Grid) -> None:

@@ -30,15 +30,15 @@ def build(graph: Graph, ability: Ability, recipe: Recipe, patterns: Mapping[str,
     Raises `UsageError` for a format the target's kernels do not take and for a rule of the recipe that matches no layer.
     """
     if recipe.activations not in ability.activations:
-        raise _format_error("activations", recipe.activations, ability.activations, ability)
+        raise format_error("activations", recipe.activations, ability.activations, ability)
     multipliable = (*ability.activations, *ability.narrow)
     if recipe.multiplied is not None and recipe.multiplied not in multipliable:
-        raise _format_error("activations that layers multiply with", recipe.multiplied, multipliable, ability)
-    wishes = _wishes(graph, recipe)
+        raise format_error("activations that layers multiply with", recipe.multiplied, multipliable, ability)
+    wishes = layer_wishes(graph, recipe)
     reals = real_values(graph)
     integer, refused = _integer_calls(graph, ability, wishes, reals)
     wanted, multiplied = _wanted(graph, integer), _multiplied(graph, integer)
-    layers = _Layers(graph, {n: rule for n, rule in integer.items() if isinstance(rule, Computes)}, ability, recipe, wishes)
+    layers = Layers(graph, {n: rule for n, rule in integer.items() if isinstance(rule, Computes)}, ability, recipe, wishes)
     together = joined(graph, integer)
     slots: dict[str, Slot] = {}
     for node in graph:
@@ -89,12 +89,13 @@ def _dtype(graph: Graph, name: str) -> torch.dtype:
     return next(i.dtype for i in graph.inputs if i.name == name)
 
 
-def _format_error(what: str, asked: Format, allowed: tuple[Format, ...], ability: Ability) -> UsageError:
+def format_error(what: str, asked: Format, allowed: tuple[Format, ...], ability: Ability) -> UsageError:
+    """The error of a recipe that asks for a format which the target's kernels do not take."""
     names = ", ".join(spelled(f) for f in allowed)
     return UsageError(f"{ability.target} has no integer kernels for {what} in {spelled(asked)}; allowed: {names}")
 
 
-def _wishes(graph: Graph, recipe: Recipe) -> dict[str, Wish]:
+def layer_wishes(graph: Graph, recipe: Recipe) -> dict[str, Wish]:
     """Layer name -> the recipe's rule for it; the last that fits wins, and a rule that fits nothing is an error.
 
     A rule about weights fits layers that have some.
@@ -295,7 +296,7 @@ def _made(graph: Graph, node: fx.Node, patterns: Mapping[str, str], integer: Map
 
 
 @dataclass(frozen=True)
-class _Layers:
+class Layers:
     """The calls that multiply with weights in integers, and what follows for their constants, which layers may share."""
 
     graph: Graph
@@ -331,7 +332,7 @@ class _Layers:
         rule, names = next(iter(readers.values())), [graph.name(n) for n in readers]
         fmt, wish = self._wished(graph.name(weight), names)
         if fmt not in ability.weights:
-            raise _format_error(f"weights (of {names[0]})", fmt, ability.weights, ability)
+            raise format_error(f"weights (of {names[0]})", fmt, ability.weights, ability)
         # Codes of up to 64 cannot saturate a pair (255·(64 + 64) < 2¹⁵), nor can kernels that multiply one channel alone.
         shape = constant(graph.module, weight).shape
         can_saturate = fmt.hi > 64 and not all(r.exempt(n, shape) for n, r in readers.items())

@@ -10,6 +10,7 @@ import yaml
 from exactq.errors import UsageError, unknown
 from exactq.numerics.formats import Format, format_named, spelled
 from exactq.plans.plan import (
+    Dynamic,
     Edge,
     Fixed,
     FixedChannels,
@@ -105,6 +106,9 @@ def _written(slot: Slot) -> dict[str, Any]:
         case FixedChannels(fmt, scales, zeros, axis, reason):
             some = {"zeros": list(zeros)} if any(zeros) else {}
             return {"fixed-channels": spelled(fmt), "scales": list(scales), **some, "axis": axis, "reason": reason}
+        case Dynamic(fmt, reason, reduced):
+            half = {"reduce_range": True} if reduced else {}
+            return {"dynamic": spelled(fmt), **half, "reason": reason}
         case Fused(into, reason):
             return {"fused": into, "reason": reason}
         case Float(reason):
@@ -139,7 +143,9 @@ def _own(f: dict[str, Any], reason: str) -> Slot:
             per = PerChannel(_integer("axis", f.get("axis", 0)))
         case other:
             raise ValueError(f"per is '{other}'; allowed: tensor, channel")
-    return Own(_format(f["own"]), _text("observer", f["observer"]), reason, per, _boolean(f.get("symmetric", False)))
+    return Own(
+        _format(f["own"]), _text("observer", f["observer"]), reason, per, _boolean("symmetric", f.get("symmetric", False))
+    )
 
 
 def _text(what: str, value: Any) -> str:
@@ -168,9 +174,9 @@ def _number(what: str, value: Any) -> float:
         raise ValueError(f"{what} is {value!r}; it needs a number") from None
 
 
-def _boolean(value: Any) -> bool:
+def _boolean(what: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"symmetric is {value!r}; allowed: true, false")
+        raise ValueError(f"{what} is {value!r}; allowed: true, false")
     return value
 
 
@@ -193,7 +199,7 @@ def _list(what: str, value: Any) -> list[Any]:
     return value
 
 
-_OPTIONAL = {"own": ("per", "axis", "symmetric"), "fixed-channels": ("zeros",)}
+_OPTIONAL = {"own": ("per", "axis", "symmetric"), "fixed-channels": ("zeros",), "dynamic": ("reduce_range",)}
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]]] = {
     "own": (("observer",), _own),
     "same": ((), lambda f, reason: Same(_text("same", f["same"]), reason)),
@@ -203,6 +209,10 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any], str], Slot]
         lambda f, reason: Fixed(_format(f["fixed"]), _number("scale", f["scale"]), _integer("zero", f["zero"]), reason),
     ),
     "fixed-channels": (("scales", "axis"), _channels),
+    "dynamic": (
+        (),
+        lambda f, reason: Dynamic(_format(f["dynamic"]), reason, _boolean("reduce_range", f.get("reduce_range", False))),
+    ),
     "fused": ((), lambda f, reason: Fused(_text("fused", f["fused"]), reason)),
     "float": ((), lambda f, _: Float(_text("float", f["float"]))),
 }

@@ -95,6 +95,18 @@ class FixedChannels:
 
 
 @dataclass(frozen=True)
+class Dynamic:
+    """An edge whose reader makes codes of the reals by itself, on a grid that it lays over the tensor when it sees it.
+
+    With `reduce_range` the range gets the lower half of the codes.
+    """
+
+    format: Format
+    reason: str
+    reduce_range: bool = False
+
+
+@dataclass(frozen=True)
 class Fused:
     """No codes: the value exists only in the accumulator of the kernel that makes `into`."""
 
@@ -109,7 +121,7 @@ class Float:
     reason: str
 
 
-Slot = Own | Same | Product | Fixed | FixedChannels | Fused | Float
+Slot = Own | Same | Product | Fixed | FixedChannels | Dynamic | Fused | Float
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,8 @@ def summary(slot: Slot) -> tuple[str, str, str]:
             return _range(fmt), f"scale {scale:g}, zero {zero}", "given"
         case FixedChannels(fmt, scales, _, axis):
             return _range(fmt), f"channel {axis}, scales {min(scales):g}..{max(scales):g}", "given"
+        case Dynamic(fmt, _, reduced):
+            return f"{fmt.name} {fmt.lo}..{fmt.hi // 2 if reduced else fmt.hi}", "tensor", "at run time"
         case Fused(into):
             return "accumulator", f"of {into}", ""
         case Float():

@@ -53,7 +53,8 @@ class Recipe:
     """Formats and observers for weights and activations, and rules for the layers that differ.
 
     `multiplied` is the format of the activations that layers multiply with, where it is another; the model's inputs excepted,
-    and what a clamp bounds from above, whose kernels end where the stored codes do.
+    and what a clamp bounds from above, whose kernels end where the stored codes do. With `dynamic` only layers that lay a grid
+    over their input when they see it are in integers: linear layers, on targets that have such.
     """
 
     name: str
@@ -63,6 +64,11 @@ class Recipe:
     activation_observer: str = "minmax"
     rules: tuple[Rule, ...] = ()
     multiplied: Format | None = None
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dynamic and self.multiplied is not None:
+            raise UsageError(f"recipe '{self.name}' is dynamic and has `multiplied`: dynamic layers read `activations` alone")
 
 
 W8A8 = Recipe("w8a8")
@@ -84,7 +90,10 @@ W3A8 = Recipe("w3a8", weights=INT3.narrow)
 W4A4 = Recipe("w4a4", weights=INT4.narrow, weight_observer="mse", activation_observer="mse", multiplied=UINT4)
 """Four bits on both sides of every product but the model's input, to be fine-tuned; what is only added keeps its 8 bits."""
 
-RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, W4A8, W3A8, W4A4, PORTABLE)}
+DYNAMIC = Recipe("dynamic", dynamic=True)
+"""Weights of linear layers in 8 bits, their activations quantized at run time, the rest in float: nothing to calibrate."""
+
+RECIPES = {r.name: r for r in (W8A8, W8A8_LINEAR_W4, W4A8, W3A8, W4A4, PORTABLE, DYNAMIC)}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -110,10 +119,11 @@ def _from_file(path: Path) -> Recipe:
     formats = ("weights", "activations", "multiplied")
     given: dict[str, Any] = {k: _format(path, k, document[k]) for k in formats if k in document}
     given |= {k: _text(path, k, document[k]) for k in ("name", "weight_observer", "activation_observer") if k in document}
+    given |= {k: _boolean(path, k, document[k]) for k in ("dynamic",) if k in document}
     return Recipe(**{"name": path.stem, **given}, rules=tuple(_rule(path, rule) for rule in rules))
 
 
-_FIELDS = ("name", "weights", "activations", "multiplied", "weight_observer", "activation_observer", "rules")
+_FIELDS = ("name", "weights", "activations", "multiplied", "weight_observer", "activation_observer", "dynamic", "rules")
 
 
 def _table(what: str, fields: Any, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -131,6 +141,12 @@ def _text(path: Path, what: str, value: Any) -> str:
     return value
 
 
+def _boolean(path: Path, what: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"the recipe {path}: {what} is {value!r}; allowed: true, false")
+    return value
+
+
 def _format(path: Path, what: str, value: Any) -> Format:
     try:
         return format_named(_text(path, what, value))
@@ -141,9 +157,7 @@ def _format(path: Path, what: str, value: Any) -> Format:
 def _rule(path: Path, given: Any) -> Rule:
     fields = _table(f"a rule in {path}", given, ("match", "reason", "weights", "float"))
     match = _table(f"the match of a rule in {path}", fields.get("match"), ("op", "name"))
-    stay_float = fields.get("float", False)
-    if not isinstance(stay_float, bool):
-        raise UsageError(f"the recipe {path}: float is {stay_float!r}; allowed: true, false")
+    stay_float = _boolean(path, "float", fields.get("float", False))
     try:
         return Rule(
             Match(**{k: _text(path, k, v) for k, v in match.items()}),

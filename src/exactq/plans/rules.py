@@ -97,3 +97,5 @@ class Ability:
     """Whether kernels take weights on grids whose zero is not 0."""
     narrow: tuple[Format, ...] = ()
     pairs: str = "pairsafe"
+    dynamic: Mapping[str, Computes] = field(default_factory=dict)
+    """The operators whose kernels take reals and lay a grid over them when they see them, and give reals; by operator."""

@@ -17,11 +17,11 @@ from torch import Tensor, fx
 from exactq.calibration import observer_named
 from exactq.errors import DataError, ModelError, UsageError
 from exactq.graphs.graph import Edit, Graph, arguments
-from exactq.graphs.qdq import REAL, dequantize, quantize
+from exactq.graphs.qdq import REAL, dequantize, quantize, quantize_dynamically
 from exactq.numerics.formats import Grid
 from exactq.optimization.patterns import bounds
 from exactq.plans.build import weight_and_bias
-from exactq.plans.plan import Edge, Fixed, FixedChannels, Own, PerChannel, Plan, Product, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, FixedChannels, Own, PerChannel, Plan, Product, Slot
 from exactq.quantization.bias import bias_codes, guard, product
 from exactq.quantization.fit import layers
 from exactq.quantization.ranges import grid
@@ -115,9 +115,9 @@ def apply(graph: Graph, plan: Plan, states: Mapping[str, Any], *, given: Mapping
     for name in activations:
         if name in nodes:
             _activation(edit, nodes[name], grids[name])
-    for edge in plan.edges:
-        if str(edge) in activations:
-            _edge(edit, nodes, edge, grids[str(edge)])
+    for edge, slot in plan.edges.items():
+        if str(edge) in activations or isinstance(slot, Dynamic):
+            _edge(edit, nodes, edge, slot if isinstance(slot, Dynamic) else grids[str(edge)])
     return Applied(edit.freeze(), grids, tuple(notes))
 
 
@@ -247,9 +247,12 @@ def _read_decoded(edit: Edit, readers: Sequence[fx.Node], node: fx.Node, at: Gri
         reader.replace_input_with(node, real)
 
 
-def _edge(edit: Edit, nodes: Mapping[str, fx.Node], edge: Edge, at: Grid) -> None:
+def _edge(edit: Edit, nodes: Mapping[str, fx.Node], edge: Edge, at: Grid | Dynamic) -> None:
     user, name = nodes[edge.user], str(edge)
     read = next((n for n in edit if edit.value(n) == f"{edge.value}{REAL}" and n in user.all_input_nodes), nodes[edge.value])
     with edit.graph.inserting_before(user):
-        codes = quantize(edit, read, at, name)
-        user.replace_input_with(read, dequantize(edit, codes, at, name))
+        if isinstance(at, Dynamic):
+            made = quantize_dynamically(edit, read, at.format, name, reduce_range=at.reduce_range)
+        else:
+            made = dequantize(edit, quantize(edit, read, at, name), at, name)
+        user.replace_input_with(read, made)

@@ -17,7 +17,7 @@ from exactq.graphs.graph import Graph, constant, op_name
 from exactq.numerics.formats import Format, Grid, spelled
 from exactq.optimization.patterns import bounds, find_patterns
 from exactq.plans.build import joined, operand_reason, real_values, weight_and_bias
-from exactq.plans.plan import Edge, Fixed, FixedChannels, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, FixedChannels, Float, Fused, Own, PerChannel, Plan, Product, Same, Slot
 from exactq.plans.rules import Ability, Activates, Computes, Rule
 from exactq.quantization.weights import WEIGHT_OBSERVERS
 
@@ -143,6 +143,11 @@ class _Fit:
                 raise UsageError(f"`{name}` is an activation and has one scale per channel: kernels take one for the tensor")
             case Product():
                 raise UsageError(f"`{name}` is no bias: only biases live on the grid of a product")
+            case Dynamic():
+                raise UsageError(
+                    f"`{name}` is dynamic: a grid is made at run time for a layer that reads, so give the edge "
+                    f"'{name} -> LAYER' this line, and make `{name}` float or give it a grid of its own"
+                )
             case Fused(into):
                 self._fused(name, into)
 
@@ -213,6 +218,9 @@ class _Fit:
             if edge.value not in self.biases or not isinstance(slot, Product | Float):
                 raise UsageError(f"{what}: a constant has edges only as a bias, with `product` or `float`")
             return
+        if isinstance(slot, Dynamic):
+            self._dynamic(what, value, user, slot)
+            return
         if not isinstance(slot, Own | Fixed):
             raise UsageError(f"{what} needs a grid of its own or a fixed one, not {summary_of(slot)}")
         if isinstance(self.plan.slots[edge.value], Fused):
@@ -223,6 +231,30 @@ class _Fit:
             # ORT merges two grids in a row into one (double_qdq_pairs_remover.cc): the first would not be kept.
             raise UsageError(f"{what}: `{edge.user}` alone reads `{edge.value}`, so give `{edge.value}` itself this grid")
         self._codes(what, edge.value, slot)
+
+    def _dynamic(self, what: str, value: fx.Node, user: fx.Node, slot: Dynamic) -> None:
+        """A grid made at run time, for a layer that has such a kernel, whose weight is codes and whose sum is in no other."""
+        name, rule = self.graph.name(user), self.ability.dynamic.get(op_name(user))
+        if rule is None:
+            known = ", ".join(op.removeprefix("aten.") for op in self.ability.dynamic) or "no operator"
+            raise UsageError(f"{what} is dynamic: {self.ability.target} makes a grid at run time for {known}, not `{name}`")
+        reason = rule.declines(user) or operand_reason(user, rule)
+        if reason is not None:
+            raise UsageError(f"{what} is dynamic, but `{name}` cannot be: {reason}")
+        _allowed(what, slot.format, self.ability.activations, self.ability)
+        self._real(self.graph.name(value))
+        weight = self.graph.name(weight_and_bias(user)[0])
+        if not isinstance(coded := self.plan.slots[weight], Own | Fixed | FixedChannels):
+            raise UsageError(f"{what} is dynamic, but `{weight}` is {summary_of(coded)}: give the weights a grid of their own")
+        zeros = coded.zeros if isinstance(coded, FixedChannels) else (coded.zero,) if isinstance(coded, Fixed) else ()
+        if any(zeros):
+            raise UsageError(
+                f"`{weight}`: weights of a dynamic layer live on grids whose zero is 0, not {next(filter(None, zeros))}"
+            )
+        if isinstance(self.plan.slots[self.graph.name(value)], Fused):
+            raise UsageError(f"{what}: `{self.graph.name(value)}` is only in the accumulator, nobody can read it")
+        if isinstance(self.plan.slots[name], Fused):
+            raise UsageError(f"{what} is dynamic, so `{name}` is reals and in no accumulator: make it float or give it a grid")
 
     def _layer(self, node: fx.Node) -> None:
         """A bias is on the grid of its layer's products, or in a layer that has no such grid it is float."""
@@ -339,6 +371,8 @@ def summary_of(slot: Slot) -> str:
             return f"on the grid of {of}"
         case Product():
             return "a product"
+        case Dynamic():
+            return "dynamic"
         case Fused(into):
             return f"in the accumulator of {into}"
         case Float():

@@ -16,7 +16,7 @@ from exactq.errors import DataError, ModelError
 from exactq.fidelity import Outputs, layer_sqnr
 from exactq.graphs.graph import Graph
 from exactq.metrics import Metric, Seen
-from exactq.plans.plan import Float, Own
+from exactq.plans.plan import Dynamic, Float, Own
 from exactq.plans.recipes import PORTABLE
 from exactq.quantized import Quantized
 from exactq.reports import activation_histograms, explained_integers
@@ -185,16 +185,20 @@ def notes(quantized: Quantized) -> list[str]:
     """What the numbers do not say, in sentences: what was done beyond the plan, what stays float, how weights are stored."""
     graph, plan = quantized.float_graph, quantized.plan
     reasons: dict[str, list[str]] = {}
+    dynamic = [edge.user for edge, at in plan.edges.items() if isinstance(at, Dynamic)]
     for node in graph.calls:
+        if graph.name(node) in dynamic:
+            continue
         if isinstance(slot := plan.slots[graph.name(node)], Float):
             reasons.setdefault(slot.reason, []).append(f"`{graph.name(node)}`")
     floats = [f"{', '.join(names)} in float: {reason}" for reason, names in reasons.items()]
+    at_run_time = [f"{', '.join(f'`{n}`' for n in dynamic)}: the input is encoded at run time, by the batch"] if dynamic else []
     wider = [
         f"{entry['format']} weights are stored in {entry['stored_bits']} bits: {plan.target} has no {entry['bits']}-bit kernel"
         for entry in stored_weights(quantized)
         if entry["bits"] != entry["stored_bits"]
     ]
-    return [*quantized.notes, *floats, *wider]
+    return [*quantized.notes, *at_run_time, *floats, *wider]
 
 
 def sizes(quantized: Quantized, artifact: bytes, float_file: bytes | None = None) -> dict[str, Any]:

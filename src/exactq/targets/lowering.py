@@ -26,11 +26,14 @@ def rounds_once(node: fx.Node) -> bool:
 
 
 def mark_inexact(steps: Iterable[Step]) -> Iterator[Step]:
-    """The steps, those that read an inexact real being inexact too; codes made of it restart from what the runtime made."""
+    """The steps, those that read an inexact real being inexact too.
+
+    Codes made of it, and reals that the runtime shows, restart from what the runtime made.
+    """
     tainted: dict[str, str] = {}
     for step in steps:
         reason = step.inexact or next((tainted[i] for i in step.inputs if i in tainted), None)
-        if reason is not None and step.grid is None:
+        if reason is not None and step.grid is None and not step.shown:
             tainted[step.name] = reason
         yield step if reason == step.inexact else replace(step, inexact=reason)
 

@@ -6,7 +6,7 @@ at its bounds. Everything else is a float operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from exactq.graphs.graph import Graph, arguments, constant, feeds, op_name
 from exactq.graphs.programs import bind, shapes
-from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_quantize
+from exactq.graphs.qdq import QuantizeNode, read_dequantize, read_dynamic, read_quantize
 from exactq.kernels import qnnpack
 from exactq.numerics.formats import Grid
 from exactq.plans.rules import Makes, Rule
@@ -53,6 +53,17 @@ class Layer:
     relu: bool
     places: dict[str, Any]
     added: Grid | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicLayer:
+    """A linear layer of reals, which it encodes on a grid that it makes for them; it gives reals."""
+
+    weight: Tensor
+    bias: Tensor | None
+    w: Grid
+    relu: bool
+    reduce_range: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +153,17 @@ class Real:
     run: Callable[..., Any]
 
 
-What = Quantize | Dequantize | Layer | Pair | Concat | Function | Average | Adaptive | Largest | Mean | Moved | Real
+What = (
+    Quantize | Dequantize | Layer | DynamicLayer | Pair | Concat | Function | Average | Adaptive | Largest | Mean | Moved | Real
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One value: what makes it, of which, and on which grid its codes lie; `covers` are the graph's operators that it does."""
+    """One value: what makes it, of which, and on which grid its codes lie; `covers` are the graph's operators that it does.
+
+    `shown`: reals that a trace has, in front of a dynamic layer or behind it.
+    """
 
     name: str
     what: What
@@ -155,10 +171,22 @@ class Call:
     grid: Grid | None = None
     covers: tuple[str, ...] = ()
     inexact: str | None = None
+    shown: bool = False
 
 
-def calls(graph: Graph, engine: str, operators: Mapping[str, Rule]) -> Iterator[Call]:
-    """The calls of a Q/DQ graph or a float graph on an engine that has these operators, in order; some nobody needs."""
+def calls(graph: Graph, engine: str, operators: Mapping[str, Rule], dynamic: Collection[str] = ()) -> Iterator[Call]:
+    """The calls of a Q/DQ graph or a float graph on an engine that has these operators, in order; some nobody needs.
+
+    `dynamic` are the operators that the engine has for reals, too.
+    """
+    made = list(_calls(graph, engine, operators, dynamic))
+    layers = [call for call in made if isinstance(call.what, DynamicLayer)]
+    shown = {name for call in layers for name in (call.name, *call.inputs)}
+    for call in made:
+        yield replace(call, shown=True) if call.name in shown and isinstance(call.what, DynamicLayer | Real) else call
+
+
+def _calls(graph: Graph, engine: str, operators: Mapping[str, Rule], dynamic: Collection[str]) -> Iterator[Call]:
     for node in graph.calls:
         name = graph.name(node)
         if (q := read_quantize(graph, node)) is not None:
@@ -172,8 +200,25 @@ def calls(graph: Graph, engine: str, operators: Mapping[str, Rule]) -> Iterator[
                 yield _real(graph, node, "constant")
             else:
                 yield Call(name, Dequantize(dq.grid), (graph.name(dq.source),))
+        elif (layer := _dynamic(graph, node, engine, dynamic)) is not None:
+            yield layer
         else:
             yield _real(graph, node, "constant" if dq is not None else op_name(node))
+
+
+def _dynamic(graph: Graph, node: fx.Node, engine: str, dynamic: Collection[str]) -> Call | None:
+    """The call of a layer that makes the grid of its input, or of the relu that alone reads such a layer."""
+    layer = node.all_input_nodes[0] if op_name(node) == "aten.relu" else node
+    if op_name(layer) not in dynamic or layer is not node and len(layer.users) != 1:
+        return None
+    x, weight, bias = read_dynamic(layer.all_input_nodes[0]), folded(graph, layer.args[1]), arguments(layer).get("bias")
+    if x is None or weight is None or bias is not None and bias.op != "get_attr":
+        return None
+    covers = tuple(graph.name(n) for n in dict.fromkeys((layer, node)))
+    value = None if bias is None else constant(graph.module, bias)
+    # QNNPACK takes all codes whatever it is told, and warns (qlinear_dynamic.cpp).
+    what = DynamicLayer(weight[0], value, weight[1], layer is not node, x.reduce_range and engine != "qnnpack")
+    return Call(graph.name(node), what, (graph.name(x.source),), covers=covers)
 
 
 def _real(graph: Graph, node: fx.Node, op: str) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from exactq.targets.pytorch.calls import (
     Average,
     Concat,
     Dequantize,
+    DynamicLayer,
     Function,
     Largest,
     Layer,
@@ -29,8 +31,8 @@ from exactq.targets.pytorch.calls import (
     What,
     calls,
 )
-from exactq.targets.pytorch.made import TWO_KERNELS, Made, assembled, broadcast, kernel, largest, moved
-from exactq.targets.pytorch.rules import ENGINES, GROUPS, OPERATORS
+from exactq.targets.pytorch.made import LIBRARIES, TWO_KERNELS, Made, assembled, broadcast, kernel, largest, moved
+from exactq.targets.pytorch.rules import DYNAMIC, ENGINES, GROUPS, OPERATORS
 from exactq.traces import Program
 
 
@@ -41,7 +43,7 @@ def lower(engine: str, graph: Graph, isa: str, *, biases: Held | None = None) ->
     engine's says why in `inexact`. With `biases` it is what the engine would answer if it held biases so: QNNPACK holds them as
     `int32`, the others as `float32`.
     """
-    return assembled(graph, calls(graph, engine, OPERATORS[engine]), lambda what: _made(what, engine, isa, biases))
+    return assembled(graph, calls(graph, engine, OPERATORS[engine], DYNAMIC), lambda what: _made(what, engine, isa, biases))
 
 
 def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
@@ -53,6 +55,8 @@ def _made(what: What, engine: str, isa: str, biases: Held | None) -> Made:
             return Made(aten.dequantize(x), "quantized.dequantize")
         case Layer():
             return _layer(what, engine, isa, biases)
+        case DynamicLayer():
+            return _dynamic(what, engine, isa)
         case Pair("add", a, b, y, relu):
             return broadcast(kernel(own, "add", a, b, y, relu=relu))
         case Pair(_, a, b, y, relu):
@@ -95,6 +99,13 @@ def _layer(what: Layer, engine: str, isa: str, biases: Held | None) -> Made:
     else:
         made = kernel(library, "conv" if what.rank else "linear", what.weight, bias, **given)
     return replace(made, inexact=_undecided(what, library, isa))
+
+
+def _dynamic(what: DynamicLayer, engine: str, isa: str) -> Made:
+    library = ENGINES[engine].libraries[isa][1]
+    where: dict[str, Any] = {} if library == "qnnpack" else {"reduce_range": what.reduce_range, "isa": isa}
+    run = LIBRARIES[library].linear_dynamic(what.weight, what.bias, w=what.w, relu=what.relu, **where)
+    return Made(run, f"{library}.linear_dynamic")
 
 
 def on_product_grid(bias: Tensor, x: Grid, w: Grid) -> Tensor:

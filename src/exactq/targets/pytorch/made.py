@@ -81,6 +81,7 @@ def assembled(graph: Graph, asked: Iterable[Call], make: Callable[[What], Made])
     for call in asked:
         made = make(call.what)
         inexact = call.inexact or made.inexact
-        steps.append(Step(call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy))
+        given = (call.name, made.run, call.inputs, made.kernel, call.grid, inexact, call.covers, made.anatomy)
+        steps.append(Step(*given, shown=call.shown))
     live = Program(tuple(i.name for i in graph.inputs), tuple(steps), graph.outputs).towards(graph.outputs)
     return replace(live, steps=tuple(mark_inexact(live.steps)))

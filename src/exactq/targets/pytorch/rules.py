@@ -231,6 +231,14 @@ float mean; products of two activations, which PyTorch decodes, multiplies in fl
 """
 
 
+DYNAMIC: dict[str, Computes] = {
+    "aten.linear": Computes(
+        "quantized::linear_dynamic", f"{CPU}/qlinear_dynamic.cpp: reals in, a grid for each tensor, reals out"
+    )
+}
+"""ATen operator -> the kernel of every engine that makes the grid of its input when it sees it."""
+
+
 def ability(name: str, isa: str) -> Ability:
     """The abilities of an engine on an instruction set of `ISAS`."""
     engine = ENGINES[name]
@@ -247,4 +255,5 @@ def ability(name: str, isa: str) -> Ability:
         rounds_bias=name == "qnnpack",
         weight_zeros=name != "onednn",  # qconv_prepack.cpp, qlinear_prepack.cpp: oneDNN wants zeros of 0
         pairs="pairsafe-taps" if name == "onednn" else "pairsafe-depthwise",
+        dynamic=DYNAMIC,
     )

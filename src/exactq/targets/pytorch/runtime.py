@@ -26,6 +26,7 @@ from exactq.targets.pytorch.calls import (
     Average,
     Concat,
     Dequantize,
+    DynamicLayer,
     Function,
     Largest,
     Layer,
@@ -39,7 +40,7 @@ from exactq.targets.pytorch.calls import (
     needed,
 )
 from exactq.targets.pytorch.emit import read
-from exactq.targets.pytorch.rules import OPERATORS
+from exactq.targets.pytorch.rules import DYNAMIC, OPERATORS
 from exactq.traces import Trace
 
 VERSION = torch.__version__
@@ -122,7 +123,7 @@ class _Ready:
     operator: str
     run: Callable[..., Any]
     inputs: tuple[str, ...]
-    codes: bool
+    traced: bool
 
 
 class Loaded:
@@ -141,7 +142,7 @@ class Loaded:
         return self._walk(inputs, None)
 
     def trace(self, inputs: Sequence[Tensor]) -> Trace:
-        """Every value that exists as codes, by its name."""
+        """Every value that exists as codes, by its name, and the reals in front of dynamic layers and behind them."""
         kept: Trace = {}
         self._walk(inputs, kept)
         return kept
@@ -168,16 +169,17 @@ class Loaded:
                     problem = str(error).strip().splitlines()[0]
                     raise TargetError(f"PyTorch {VERSION} fails in `{ready.name}` ({ready.operator}): {problem}") from error
                 values[ready.name] = value
-                if kept is not None and ready.codes:
+                if kept is not None and ready.traced:
                     kept[ready.name] = value.int_repr() if value.is_quantized else value
         return tuple(values[name] for name in self.graph.outputs)
 
 
 def _needed(graph: Graph, name: str) -> Iterator[_Ready]:
     """The calls that the outputs need, bound, in order."""
-    for call in needed(calls(graph, name, OPERATORS[name]), graph.outputs):
+    for call in needed(calls(graph, name, OPERATORS[name], DYNAMIC), graph.outputs):
         operator, run = _bound(call.what)
-        yield _Ready(call.name, operator, run, call.inputs, call.grid is not None and not isinstance(call.what, Real))
+        traced = call.shown or call.grid is not None and not isinstance(call.what, Real)
+        yield _Ready(call.name, operator, run, call.inputs, traced)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -205,6 +207,8 @@ def _bound(what: What) -> tuple[str, Callable[..., Any]]:
             return "dequantize", lambda x: _dense(x).dequantize()
         case Layer():
             return _layer(what)
+        case DynamicLayer():
+            return _dynamic(what)
         case Pair(op, y=y, relu=relu):
             name = f"{op}_relu" if relu else op
             operator, at = getattr(_ops, name), _at(y)
@@ -238,14 +242,28 @@ def _at(grid: Grid) -> tuple[float, int]:
     return float(grid.scale), int(grid.zero)
 
 
-def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
+def _parameters(what: Layer | DynamicLayer) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as an engine packs them."""
     codes, bias = what.weight.contiguous(), None if what.bias is None else what.bias.to(torch.float32).contiguous()
     scale = what.w.scale
     if scale.ndim:
         zeros = what.w.zero.flatten().to(torch.int64)
-        weight = torch._make_per_channel_quantized_tensor(codes, scale.flatten().double(), zeros, 0)
-    else:
-        weight = torch._make_per_tensor_quantized_tensor(codes, float(scale), int(what.w.zero))
+        return torch._make_per_channel_quantized_tensor(codes, scale.flatten().double(), zeros, 0), bias
+    return torch._make_per_tensor_quantized_tensor(codes, float(scale), int(what.w.zero)), bias
+
+
+def _dynamic(what: DynamicLayer) -> tuple[str, Callable[..., Any]]:
+    packed, name = _ops.linear_prepack(*_parameters(what)), "linear_relu_dynamic" if what.relu else "linear_dynamic"
+    linear, reduced = getattr(_ops, name), what.reduce_range
+
+    def apply(x: Tensor) -> Tensor:
+        return linear(_dense(x[None]), packed, reduced)[0] if x.ndim == 1 else linear(_dense(x), packed, reduced)
+
+    return f"quantized::{name}", apply
+
+
+def _layer(what: Layer) -> tuple[str, Callable[..., Any]]:
+    weight, bias = _parameters(what)
     at, ending = _at(what.y), "_relu" if what.relu else ""
     if what.added is not None:
         ending = f"_add{ending}"

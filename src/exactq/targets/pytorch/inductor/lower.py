@@ -13,6 +13,7 @@ from exactq.targets.pytorch.calls import (
     Average,
     Concat,
     Dequantize,
+    DynamicLayer,
     Function,
     Largest,
     Layer,
@@ -67,6 +68,8 @@ def _made(what: What, isa: str) -> Made:
             return moved(what, inductor.quantize(grid))
         case Real(op, run):
             return Made(run, op)
+        case DynamicLayer():
+            raise AssertionError("no dynamic layer is asked for: `calls` was told of none")
 
 
 def _layer(what: Layer, isa: str) -> Made:
