@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.ao.quantization as tq
 import torch.nn.functional as F
-from tests.conversion.public_cases import on_engine
+from examples.pytorch_issues import on_engine
 from torch import Tensor, nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
