@@ -24,6 +24,7 @@ from exactq.targets.pytorch.calls import (
     Concat,
     Dequantize,
     Function,
+    Largest,
     Layer,
     Mean,
     Moved,
@@ -79,7 +80,9 @@ class _Making:
             case Average(x=x) | Adaptive(x=x) | Mean(x=x):
                 steps = Grid(x.format, torch.ones(()), x.zero)
                 return self._encoded(self._again(call.covers[0], lambda _: self._decoded(read[0], steps)), steps)
-            case Moved(grid=grid):
+            case Moved() | Largest():
+                grid = call.grid
+                assert grid is not None
                 return self._encoded(self._again(call.covers[0], lambda _: self._decoded(read[0], grid)), grid)
             case Real("constant", run):
                 return self._constant(run())
