@@ -10,9 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from exactq.graphs import store
 from exactq.graphs.graph import Edit, Graph
 from exactq.graphs.programs import float_trace
-from exactq.graphs.qdq import CODES, REAL, dequantize, quantize, read_dequantize, read_quantize
+from exactq.graphs.qdq import (
+    CODES,
+    REAL,
+    dequantize,
+    makes_grid,
+    quantize,
+    quantize_dynamically,
+    read_dequantize,
+    read_dynamic,
+    read_quantize,
+)
+from exactq.kernels.aten import dynamic_grid
 from exactq.numerics.formats import INT4, INT8, INT32, UINT8, Format, Grid
 from exactq.sources.capture import capture
 
@@ -113,3 +125,28 @@ def test_int32_codes_of_a_bias_are_read_as_such() -> None:
     found = next(q for n in graph.calls if (q := read_dequantize(graph, n)) is not None)
     assert found.grid.same_as(at)
     assert graph.constants["bias"].tolist() == [2**30, -5, 0]
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_a_grid_that_is_made_of_the_value_is_written_read_and_stored(reduce_range: bool) -> None:
+    edit = Edit(captured(nn.ReLU))
+    (relu,) = (n for n in edit if n.op == "call_function")
+    users = list(relu.users)
+    with edit.after(relu):
+        real = quantize_dynamically(edit, relu, UINT8, "relu@b", reduce_range=reduce_range)
+    for user in users:
+        user.replace_input_with(relu, real)
+    graph = store.loads(*store.dumps(edit.freeze()))
+    assert [graph.name(n) for n in graph.calls if makes_grid(n)] == [
+        f"relu@b/{end}" for end in ("range", "scale", "zero", "codes", "real")
+    ]
+    assert [graph.name(n) for n in graph.calls if read_dynamic(n) is not None] == ["relu@b/real"]
+    said = read_dynamic(graph.node("relu@b/real"))
+    assert said is not None
+    assert (graph.name(said.source), said.format, said.reduce_range) == (graph.name(graph.node("relu")), UINT8, reduce_range)
+    assert not any(read_quantize(graph, n) or read_dequantize(graph, n) for n in graph.calls)
+    values = float_trace(graph, (X,))
+    at = dynamic_grid(values["relu"], reduce_range=reduce_range)
+    assert abs(float(values["relu@b/scale"]) - float(at.scale)) <= 2.0**-23 * float(at.scale)
+    assert int(values["relu@b/zero"]) == int(at.zero)
+    assert int(values["relu@b/codes"].max()) == (127 if reduce_range else 255)

@@ -19,7 +19,7 @@ from exactq.graphs.programs import is_compute
 from exactq.graphs.qdq import CODES
 from exactq.kernels.anatomy import FloatBias, Held, IntegerBias, Products
 from exactq.numerics.scalars import shown
-from exactq.plans.plan import Dynamic, Fused
+from exactq.plans.plan import Fused, dynamic_layers
 from exactq.quantized import Quantized
 from exactq.traces import Step
 
@@ -158,7 +158,7 @@ def explain_biases(quantized: Quantized, node: str | None = None, *, isa: str | 
 def _reason(quantized: Quantized, node: str) -> str:
     """Why a layer runs in float: the plan's reason, unless the plan says that it is fused and the lowering could not."""
     slot = quantized.plan.slots[node]
-    if any(isinstance(at, Dynamic) and edge.user == node for edge, at in quantized.plan.edges.items()):
+    if node in dynamic_layers(quantized.plan):
         return "it encodes its input at run time, and adds the bias to the reals that it makes"
     return f"it does not fuse into the kernel of `{slot.into}`" if isinstance(slot, Fused) else slot.reason
 

@@ -183,6 +183,11 @@ class Plan:
         return self.edges.get(Edge(value, user), self.slots[self.source(value)])
 
 
+def dynamic_layers(plan: Plan) -> tuple[str, ...]:
+    """The layers that lay a grid over their input at run time."""
+    return tuple(edge.user for edge, slot in plan.edges.items() if isinstance(slot, Dynamic))
+
+
 def references(slot: Slot) -> tuple[str, ...]:
     """The values that a slot speaks of."""
     match slot:

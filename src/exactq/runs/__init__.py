@@ -17,7 +17,7 @@ from exactq.errors import UsageError
 from exactq.graphs import store
 from exactq.graphs.graph import Graph
 from exactq.metrics import check_fit, default_metric, metric_named
-from exactq.plans.plan import Plan
+from exactq.plans.plan import Plan, dynamic_layers
 from exactq.quantized import Quantized
 from exactq.reports.folder import METRICS, VERIFY
 from exactq.runs.folder import check_replaceable, open_model, open_run, write_json, write_manifest
@@ -122,7 +122,7 @@ def _training(asked: Wishes, job: Job, first: Candidate) -> tuple[Wishes, Traini
     word, values, talk = job.verdict(first.facts), first.facts["values"], job.talk
     figures = f"{job.metric.name} float {values['float']:.4f}, quantized {values['deployed']:.4f}"
     talk.say(f"measured   {figures}: {word.replace('_', ' ')}")
-    if word not in TUNABLE:
+    if word not in TUNABLE or asked.train != "always" and dynamic_layers(first.quantized.plan):
         return asked, None
     wanted = {"auto": word == "over_budget", "never": False, "always": True}[asked.train]
     yes, no = "train on the plan's grids, and keep the better model", "leave it as it is quantized"

@@ -16,7 +16,7 @@ from exactq.errors import DataError, ModelError
 from exactq.fidelity import Outputs, layer_sqnr
 from exactq.graphs.graph import Graph
 from exactq.metrics import Metric, Seen
-from exactq.plans.plan import Dynamic, Float, Own
+from exactq.plans.plan import Float, Own, dynamic_layers
 from exactq.plans.recipes import PORTABLE
 from exactq.quantized import Quantized
 from exactq.reports import activation_histograms, explained_integers
@@ -185,7 +185,7 @@ def notes(quantized: Quantized) -> list[str]:
     """What the numbers do not say, in sentences: what was done beyond the plan, what stays float, how weights are stored."""
     graph, plan = quantized.float_graph, quantized.plan
     reasons: dict[str, list[str]] = {}
-    dynamic = [edge.user for edge, at in plan.edges.items() if isinstance(at, Dynamic)]
+    dynamic = dynamic_layers(plan)
     for node in graph.calls:
         if graph.name(node) in dynamic:
             continue

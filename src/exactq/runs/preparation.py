@@ -8,7 +8,7 @@ from dataclasses import replace
 from exactq import flow
 from exactq.graphs.graph import Graph
 from exactq.optimization.pipeline import Optimized, before_after, optimize
-from exactq.plans.plan import Dynamic, Float, Plan
+from exactq.plans.plan import Float, Plan, dynamic_layers
 from exactq.plans.recipes import RECIPES, recipe_named
 from exactq.quantization.fit import plan_fits
 from exactq.runs.questions import agreed, given
@@ -130,6 +130,6 @@ def _show(plan: Plan, graph: Graph, talk: Talk) -> None:
     calls = [graph.name(node) for node in graph.calls]
     floats = sum(isinstance(plan.slots[name], Float) for name in calls)
     shares = f"{len(calls) - floats} of {len(calls)} operators on codes"
-    if dynamic := sum(isinstance(slot, Dynamic) for slot in plan.edges.values()):
+    if dynamic := len(dynamic_layers(plan)):
         shares += f", {dynamic} that {'encodes its' if dynamic == 1 else 'encode their'} input at run time"
     talk.say(f"plan       {plan.recipe} for {plan.target}@{plan.isa}: {shares}")

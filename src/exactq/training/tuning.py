@@ -27,7 +27,7 @@ from exactq.graphs.qdq import REAL
 from exactq.metrics import Run
 from exactq.numerics.formats import Grid
 from exactq.plans import document
-from exactq.plans.plan import Fixed, Own, Plan, Slot
+from exactq.plans.plan import Fixed, Own, Plan, Slot, dynamic_layers
 from exactq.quantization.apply import apply
 from exactq.traces import Step, walk
 from exactq.training import checkpoint
@@ -125,7 +125,7 @@ def tune(
     held)` finds one more number on the latter, for people. With `state_path` the state is written there every `save_every`
     steps, at least twice a minute, and after each epoch, and a training that was killed goes on from it to the same weights,
     bit for bit; the file stays, so asking again gives the same answer at once. Raises `DataError` for data that does not fit,
-    `Diverged` for a training that does, `ModelError` for a model without weights.
+    `Diverged` for a training that does, `ModelError` for a model without weights, `UsageError` for one with dynamic layers.
     """
     if save_every < 1:
         raise UsageError(f"the state is saved every {save_every} steps: 1 or more")
@@ -151,7 +151,12 @@ def tune(
 
 
 def start_of(quantized: Model) -> Start:
-    """The quantized model as the start of a training."""
+    """The quantized model as the start of a training; `UsageError` where a layer's grid is made at run time."""
+    if dynamic := dynamic_layers(quantized.plan):
+        raise UsageError(
+            f"`{dynamic[0]}` lays a grid over its input at run time, through which no gradient is known: models with such "
+            "layers are not trained; take a static recipe, or train the float model"
+        )
     constants = quantized.float_graph.constants
     grids = {name: at for name, at in quantized.grids.items() if name not in constants}
     return Start(quantized.float_graph, quantized.graph, quantized.plan, grids)

@@ -157,5 +157,10 @@ def test_an_explanation_says_that_it_does_not_cover_such_a_layer() -> None:
     assert explain_biases(quantized).floats["c"].startswith("it encodes its input at run time")
 
 
+def test_such_a_model_is_not_trained() -> None:
+    with pytest.raises(UsageError, match="`a` lays a grid over its input at run time, through which no gradient is known"):
+        exactq.train(made("fbgemm"), [rows(0), rows(1)], epochs=1)
+
+
 def test_the_emulator_shows_what_the_runtime_shows() -> None:
     assert set(trace(made("qnnpack").program(), rows(1))) >= {"gelu", "c"}
