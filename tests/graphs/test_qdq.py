@@ -128,7 +128,7 @@ def test_int32_codes_of_a_bias_are_read_as_such() -> None:
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
-def test_a_grid_that_is_made_of_the_value_is_written_read_and_stored(reduce_range: bool) -> None:
+def test_a_grid_that_is_made_of_the_value_is_written_read_and_stored(*, reduce_range: bool) -> None:
     edit = Edit(captured(nn.ReLU))
     (relu,) = (n for n in edit if n.op == "call_function")
     users = list(relu.users)
