@@ -21,7 +21,12 @@ from exactq.targets.target import Target
 
 MIB = 2**20
 
-EVERY = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+COMPILES = {"inductor": 400}
+"""Target -> MiB that compiling a file may take besides; half a minute each, so not in the short run."""
+
+EVERY = pytest.mark.parametrize(
+    "target", [pytest.param(t, id=n, marks=pytest.mark.slow if n in COMPILES else ()) for n, t in TARGETS.items()]
+)
 
 PACKAGE = str(Path(sys.modules["exactq"].__file__ or "").parents[1])
 
@@ -44,8 +49,10 @@ def test_weights_count_and_the_process_that_asks_does_not(target: Target) -> Non
     ballast = np.ones(300 * MIB, np.uint8)  # a child inherits what getrusage says of its parent
     small, large = (measured(target, linear(target, width), np.ones((1, width), np.float32)) for width in (8, 2048))
     assert ballast.all()
-    assert small.peak_bytes < 8 * MIB
-    assert 16 * MIB <= large.resident_bytes <= large.peak_bytes < 160 * MIB
+    compiling = COMPILES.get(target.name, 0) * MIB
+    assert small.peak_bytes < 8 * MIB + compiling
+    assert 16 * MIB <= large.resident_bytes <= large.peak_bytes < 160 * MIB + compiling
+    assert large.resident_bytes - small.resident_bytes >= 8 * MIB  # its weights, as codes or as reals
     assert small.resident_bytes <= small.peak_bytes
 
 
