@@ -17,6 +17,7 @@ from exactq.benchmark import SECONDS, Benchmark, Settings
 from exactq.benchmark import bench as bench_quantized
 from exactq.calibration.collect import calibrate
 from exactq.conversion import Foreign, foreign, is_foreign
+from exactq.conversion.fakequant import fakes
 from exactq.conversion.files import open_file
 from exactq.conversion.prepared import is_prepared
 from exactq.difference import Diff, Execution, execution, observed, prepared
@@ -314,6 +315,10 @@ def _module(model: nn.Module, example_inputs: Sequence[Tensor]) -> Execution:
         graph = prepare(model, example_inputs)
         return Execution("float", graph, program(graph))
     trains = any(map(is_prepared, model.modules()))
+    if trains and not any(map(fakes, model.modules())):
+        raise UsageError(
+            "the module only observes ranges and computes in floats: compare the float model that it was, or exactq.convert it"
+        )
     theirs = foreign(model, example_inputs, target=GRIDS_OF_TRAINING if trains else None)
     if theirs.kind == "converted":
         return observed(f"{theirs.quantized.target.name}, converted", theirs.quantized, theirs.runtime)

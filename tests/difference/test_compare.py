@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.ao.quantization as tq
 from tests.targets.networks import WHOLE, batch, quantized
 from torch import nn
 
 import exactq
-from exactq.difference import Cause, diff, execution
+from exactq.difference import Cause, Execution, diff, execution
+from exactq.difference.sides import side
 from exactq.errors import DataError, UsageError
+from exactq.graphs.qdq import CODES
+from exactq.traces import Trace
 
 from .planted import Net, inputs, made, qdq, regridded, weights_scaled
 
@@ -111,3 +117,61 @@ def test_a_sum_that_one_engine_adds_inside_a_convolution_is_named_and_saturates_
         saturated = diff(*widths, [sharp], inputs=4)
         assert {c.cause for c in saturated.causes} - {Cause.MULTIPLIER} == {Cause.PAIRS}, saturated
         assert set(saturated.causes[0].places) & set(causes[Cause.SUM].places)
+
+
+class Upsampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.last = nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.up(self.first(x))))  # type: ignore[no-any-return]
+
+
+def test_layers_without_integer_sums_are_computed_as_what_they_decode_to() -> None:
+    torch.manual_seed(0)
+    made = exactq.quantize(Upsampled().eval(), inputs(2), calibration=[inputs()])
+    result = exactq.diff((made, "qdq"), made, [inputs()])
+    assert {c.cause for c in result.causes} <= {Cause.ORDER, Cause.MULTIPLIER}
+    assert exactq.diff((made, "float"), made, [inputs()]).first == "first"
+
+
+class Shown:
+    """An execution's own answers, one of them left out or moved off its grid."""
+
+    def __init__(self, given: Execution, key: str, by: float | None) -> None:
+        self.given, self.key, self.by = given, key, by
+
+    def __call__(self, batch: Sequence[torch.Tensor]) -> Trace:
+        seen = dict(self.given.trace(batch))
+        if self.by is None:
+            seen = {name: value for name, value in seen.items() if name.partition("/")[0] != self.key}
+        else:
+            grid = side(self.given, self.given.graph, {}).grids[self.key]
+            seen[self.key] = grid.decode(seen.pop(self.key + CODES)) + self.by * grid.scale
+        return seen
+
+
+def test_what_one_side_does_not_show_is_said() -> None:
+    given = qdq(made().graph)
+    result = diff(given, replace(given, name="blind", observe=Shown(given, "relu", None)), [inputs()])
+    assert (result.equal, dict(result.unseen)) == (True, {"relu": "blind"})
+    assert "not compared: `relu`, which blind does not show" in str(result)
+    assert result.to_json()["unseen"] == {"relu": "blind"}
+
+
+def test_reals_beside_the_grid_are_no_codes() -> None:
+    given = qdq(made().graph)
+    result = diff(given, replace(given, observe=Shown(given, "relu", 0.25)), [inputs()])
+    (at,) = (t for t in result.tensors if t.name == "relu")
+    assert (at.mismatches, at.max_lsb) == (at.elements, 0.25)
+    assert [c.cause for c in result.causes] == [Cause.UNKNOWN]
+
+
+def test_a_module_that_only_observes_has_no_codes_to_compare() -> None:
+    net = nn.Sequential(tq.QuantStub(), nn.Conv2d(3, 2, 1), tq.DeQuantStub()).eval()
+    net.qconfig = tq.get_default_qconfig("fbgemm")
+    observing = tq.prepare(net)
+    observing(*inputs())
+    with pytest.raises(UsageError, match="only observes ranges and computes in floats"):
+        exactq.diff(observing, observing, [inputs()])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, fx
 
+from exactq.conversion.given import RECIPE
 from exactq.errors import ModelError, TargetError, UsageError
 from exactq.graphs.graph import Edit, Graph, arguments, op_name
 from exactq.graphs.programs import COMPUTE
@@ -14,9 +15,6 @@ from exactq.numerics.formats import INT32, Grid
 from exactq.plans.plan import Fixed, FixedChannels, Float, Fused, Plan, Product, Slot
 from exactq.quantized import Quantized
 from exactq.targets import TARGETS
-
-RECIPE = "given"
-"""What a plan calls itself whose grids came with the model."""
 
 
 def open_file(path: Path) -> Quantized:

@@ -52,17 +52,15 @@ def diff(
         raise DataError("there is no input to compare on: give at least one batch")
     order = [part for part in sorted(PARTS, key=lambda p: -tally.moved(named(both, p))) if tally.moved(named(both, part))]
     with torch.no_grad():
-        together = explained_together(both, keys, seen, order) if len(order) > 1 else {}
+        shown = [key for key in keys if key not in tally.unseen]
+        together = explained_together(both, shown, seen, order) if len(order) > 1 else {}
     return findings(both, done, tally, {named(both, part): count for part, count in together.items()})
 
 
 def _common(both: Ideal) -> list[str]:
     """The keys that are compared, in order: codes of both, or of one where the other is float altogether; then the outputs."""
     a, b = both.a, both.b
-    if a.grids and b.grids:
-        keys = [key for key in a.grids if key in b.grids]
-    else:
-        keys = [key for key in (a.grids or b.grids) if key in (a.values or b.values)]
+    keys = [key for key in a.grids if key in b.grids] if a.grids and b.grids else [*a.grids, *b.grids]
     if around := a.around | b.around:
         # Reals around layers that encode them at run time are compared, too, each in its place.
         reals = [name for name in both.nodes if name in around and name not in a.grids and name not in b.grids]
@@ -87,11 +85,12 @@ def _check(both: Ideal, batch: Sequence[Tensor]) -> None:
 def _batch(both: Ideal, keys: Sequence[str], batch: tuple[Tensor, ...], tally: Tally) -> None:
     a, b = both.a, both.b
     seen_a, seen_b = a.execution.trace(batch), b.execution.trace(batch)
-    given: dict[str, Tensor] = {}
-    known = Known(entries(both, batch), given)
+    inputs = entries(both, batch)
+    known = Known(inputs, {}), Known(inputs, {})
     for key in keys:
         at_a, at_b = reals(a, key, seen_a), reals(b, key, seen_b)
         if at_a is None or at_b is None:
+            tally.unseen[key] = b.execution.name if at_b is None else a.execution.name
             continue
         step = step_of(both, key)
         if at_a.shape != at_b.shape:
@@ -99,9 +98,9 @@ def _batch(both: Ideal, keys: Sequence[str], batch: tuple[Tensor, ...], tally: T
             raise DataError(f"`{key}` is {shapes}")
         place, lsb = tally.places[key], apart(compared(both, key, at_a), compared(both, key, at_b), step)
         _count(place, lsb, at_a, at_b)
-        attribute(both, key, batch, known, at_a, seen_b, tally)
-        given[key] = at_a
-    count_outputs(both, Known(known.inputs, {}), tally)
+        attribute(both, key, batch, known, (at_a, at_b), tally)
+        known[0].keys[key], known[1].keys[key] = at_a, at_b
+    count_outputs(both, Known(inputs, {}), tally)
 
 
 def _count(place: Place, lsb: Tensor, at_a: Tensor, at_b: Tensor) -> None:

@@ -13,31 +13,29 @@ from exactq.difference.readings import apart, compared, entries, made_from, real
 from exactq.difference.sides import Side
 from exactq.difference.tally import Tally
 from exactq.graphs.qdq import REAL
-from exactq.traces import Trace
 
 
 def attribute(
-    both: Ideal,
-    key: str,
-    batch: tuple[Tensor, ...],
-    known: Known,
-    at_a: Tensor,
-    seen_b: Trace,
-    tally: Tally,
+    both: Ideal, key: str, batch: tuple[Tensor, ...], known: tuple[Known, Known], at: tuple[Tensor, Tensor], tally: Tally
 ) -> None:
-    """Count how the second side parts from the first at one key, given the first's values before it, and why."""
+    """Count how the second side parts from the first at one key, given the first's values before it, and why.
+
+    `known` and `at` are those of both sides: the values before the key, and the key's own; float64 reals.
+    """
     a, b, step = both.a, both.b, step_of(both, key)
-    first = compared(both, key, at_a)
-    second = compared(both, key, made_from(b, key, batch, known.keys))
+    before, _ = known
+    first = compared(both, key, at[0])
+    second = compared(both, key, made_from(b, key, batch, before.keys))
     lsb = apart(first, second, step)
     differ = lsb != 0
-    _hidden(both, key, batch, seen_b, tally)
+    if b.execution.observe is not None:
+        _hidden(both, key, batch, known[1], at[1], tally)
     if not bool(differ.any()):
         return
     tally.part(key, lsb)
 
     def made(parts: Sequence[Cause]) -> tuple[Found, Tensor]:
-        found = evaluate(both, [key], known, parts)[key]
+        found = evaluate(both, [key], before, parts)[key]
         return found, compared(both, key, found.real)
 
     base, plain_a = made(())
@@ -56,12 +54,12 @@ def attribute(
     for ours, plain, real, s in ((base, plain_a, first, a), (last, plain_b, second, b)):
         off = apart(plain, real, step)
         last_bits = differ & (off != 0)
-        close = last_bits & _close(both, s, key, known, ours, off, real)
+        close = last_bits & _close(both, s, key, before, ours, off, real)
         for cause, moved in ((_rounding(s), close), (Cause.UNKNOWN, last_bits & ~close)):
             # Where the last bits of both sides are off, the element is still one.
-            before = counted.get(cause, torch.zeros_like(moved))
-            tally.add(cause, key, moved & ~before, off)
-            counted[cause] = before | moved
+            already = counted.get(cause, torch.zeros_like(moved))
+            tally.add(cause, key, moved & ~already, off)
+            counted[cause] = already | moved
         explained |= last_bits
     # Some need several causes at once: they count for the one with which they move when parts are exchanged in order.
     exchanged: list[Cause] = []
@@ -75,19 +73,14 @@ def attribute(
     tally.add(Cause.UNKNOWN, key, differ & ~explained, lsb)
 
 
-def _hidden(both: Ideal, key: str, batch: tuple[Tensor, ...], seen_b: Trace, tally: Tally) -> None:
-    """Count what a runtime or module makes that its stand-in, given the same values, does not: last bits, or unknown."""
-    b, keys = both.b, list(tally.places)
-    if b.execution.observe is None or (found := reals(b, key, seen_b)) is None:
-        return
-    before = {k: v for k in keys[: keys.index(key)] if (v := reals(b, k, seen_b)) is not None}
-    answer = compared(both, key, found)
-    lsb = apart(compared(both, key, made_from(b, key, batch, before)), answer, step_of(both, key))
+def _hidden(both: Ideal, key: str, batch: tuple[Tensor, ...], known: Known, found: Tensor, tally: Tally) -> None:
+    """Count what the second side's runtime or module makes that its stand-in, given the same values, does not."""
+    b, answer = both.b, compared(both, key, found)
+    lsb = apart(compared(both, key, made_from(b, key, batch, known.keys)), answer, step_of(both, key))
     differ = lsb != 0
     if not bool(differ.any()):
         return
     tally.part(key, lsb)
-    known = Known(entries(both, batch), before)
     ours = evaluate(both, [key], known, PARTS)[key]
     off = apart(compared(both, key, ours.real), answer, step_of(both, key))
     close = differ & ((off == 0) | _close(both, b, key, known, ours, off, answer))
@@ -104,8 +97,8 @@ def explained_together(
         given: dict[str, Tensor] = {}
         known, seen = Known(entries(both, batch), given), both.a.execution.trace(batch)
         for key in keys:
-            if (at_a := reals(both.a, key, seen)) is None:
-                continue
+            at_a = reals(both.a, key, seen)
+            assert at_a is not None  # it was there before
             second = compared(both, key, made_from(both.b, key, batch, given))
             differ = apart(compared(both, key, at_a), second, 1.0) != 0
             for n in range(len(order) if bool(differ.any()) else 0):
@@ -184,20 +177,11 @@ def _close(both: Ideal, s: Side, key: str, known: Known, ours: Found, off: Tenso
         grid = both.grid(key, () if s is both.a else PARTS)
         assert grid is not None
         steps, scale, zero = ours.steps, grid.scale.double(), grid.zero.double()
-    layer = _layer_of(both, key)
+    layer = both.layer(key) is not None
     if _rounding(s) is Cause.ORDER and layer and (sums := magnitude(both, key, known)) is not None:
         allowed = sums * (2.0**-24 / scale) + (steps.abs() + zero.abs() + 1) * 2.0**-20
     else:
         allowed = (steps.abs() + zero.abs() + 1) * (2.0**-19 if layer else 2.0**-13)
     half = (steps - steps.floor() - 0.5).abs()
-    return (half <= allowed) & (off <= 1.01)
-
-
-def _layer_of(both: Ideal, key: str) -> bool:
-    name = both.a.values.get(key) or both.b.values.get(key) or key
-    node = both.nodes.get(name)
-    while node is not None and node.all_input_nodes and both.a.graph.name(node) not in both.a.weights:
-        if node.target not in (torch.ops.aten.relu.default, torch.ops.aten.clamp.default):
-            return False
-        node = both.nodes.get(both.a.graph.name(node.all_input_nodes[0]))
-    return node is not None
+    codes = off if ours.steps is None else (ours.real - real).abs() / scale  # of its own grid
+    return (half <= allowed) & ((codes - 1).abs() <= 0.01)

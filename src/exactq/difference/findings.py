@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
@@ -45,7 +46,10 @@ class FoundCause:
 
 @dataclass(frozen=True)
 class Diff:
-    """Where two executions part: `first` is the first tensor that differs given equal values before it, or None."""
+    """Where two executions part: `first` is the first tensor that differs given equal values before it, or None.
+
+    `unseen`: tensors that were not compared -> the execution that does not show them.
+    """
 
     a: str
     b: str
@@ -53,6 +57,7 @@ class Diff:
     first: str | None
     causes: tuple[FoundCause, ...]
     tensors: tuple[TensorDiff, ...]
+    unseen: Mapping[str, str]
 
     @property
     def equal(self) -> bool:
@@ -92,12 +97,14 @@ class Diff:
                 }
                 for t in self.tensors
             ],
+            "unseen": dict(self.unseen),
         }
 
 
 def text(found: Diff) -> str:
     """The findings for a reader: what was compared, where they part, the causes, and the tensors that differ."""
     lines = [f"{found.a} beside {found.b}, {found.inputs} inputs, {sum(t.elements for t in found.tensors):,} elements"]
+    lines += [f"not compared: `{name}`, which {by} does not show" for name, by in found.unseen.items()]
     if found.equal:
         return "\n".join([*lines, "equal: every element"])
     where = "no tensor parts" if found.first is None else f"first apart at `{found.first}`,"

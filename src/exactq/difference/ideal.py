@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from exactq.difference.causes import Cause
-from exactq.difference.sides import Side, decoded, is_constant, operators, real
+from exactq.difference.sides import ACTIVATIONS, Side, decoded, encoded, is_constant, operators, real
 from exactq.errors import DataError
 from exactq.graphs.graph import arguments, op_name
 from exactq.kernels import sums
+from exactq.kernels.accumulators import per_axis
 from exactq.kernels.aten import dynamic_grid
 from exactq.numerics.formats import Format, Grid
 from exactq.numerics.rounding import wrap_int32
@@ -58,6 +59,17 @@ class Ideal:
     def joined(self, key: str) -> bool:
         """Whether a side has no codes of a key because its kernel adds to the sum at once."""
         return key in self.a.joined or key in self.b.joined
+
+    def value(self, key: str) -> str:
+        """The value that is encoded under a key."""
+        return self.a.values.get(key) or self.b.values.get(key) or key
+
+    def layer(self, key: str) -> str | None:
+        """The layer with weights that makes a key's value, activations behind it or not; None for anything else."""
+        name = self.value(key)
+        while name in self.nodes and op_name(self.nodes[name]) in ACTIVATIONS:
+            name = self.a.graph.name(_operand(self, self.nodes[name]))
+        return name if name in self.a.weights else None
 
     def grid(self, key: str, parts: Parts) -> Grid | None:
         """The grid that a key has with these parts; None where the value stays real."""
@@ -116,7 +128,7 @@ class Known:
     """What an evaluation starts from: the inputs by name, and the keys whose values are given; float64 reals."""
 
     inputs: Mapping[str, Tensor]
-    keys: Mapping[str, Tensor]
+    keys: dict[str, Tensor]
 
 
 def evaluate(ideal: Ideal, keys: Sequence[str], known: Known, parts: Parts) -> dict[str, Found]:
@@ -129,16 +141,11 @@ def magnitude(ideal: Ideal, key: str, known: Known) -> Tensor | None:
 
     No order of float32 sums is farther from the exact one than 2⁻²⁴ of it (Higham 2002, section 4.2).
     """
-    walk = _Walk(ideal, known, frozenset())
-    name = ideal.a.values.get(key) or ideal.b.values.get(key) or key
-    node = ideal.nodes.get(name)
-    while node is not None and op_name(node) in ("aten.relu", "aten.clamp"):
-        node = ideal.nodes.get(ideal.a.graph.name(_operand(ideal, node)))
-    if node is None or ideal.a.graph.name(node) not in ideal.a.weights:
+    layer = ideal.layer(key)
+    if layer is None:
         return None
-    layer = ideal.a.graph.name(node)
-    weight = ideal.a.weights[layer]
-    x = walk.read(layer, _operand(ideal, node))
+    node, weight = ideal.nodes[layer], ideal.a.weights[layer]
+    x = _Walk(ideal, known, frozenset()).read(layer, _operand(ideal, node))
     bias = ideal.a.biases.get(layer)
     total = _linear(node)(x.abs().float(), weight.reals.abs().float(), None if bias is None else bias.abs().float())
     return total.double() * (weight.values[0].numel() + 2)
@@ -156,7 +163,7 @@ class _Walk:
         return {key: self.found(key) for key in keys}
 
     def found(self, key: str) -> Found:
-        value = self.value(self.ideal.a.values.get(key) or self.ideal.b.values.get(key) or key)
+        value = self.value(self.ideal.value(key))
         grid = self.ideal.grid(key, self.parts)
         if grid is None:
             return Found(None, value)
@@ -175,7 +182,7 @@ class _Walk:
         if reader not in side.dynamic:
             return value
         grid = dynamic_grid(value.float(), reduce_range=side.dynamic[reader])
-        return decoded((torch.round(value / grid.scale.double()) + grid.zero).clamp(0, 255), grid)
+        return decoded(encoded(value, grid), grid)
 
     def handed(self, reader: str, operand: fx.Node) -> Tensor:
         """The reals of an operand on the grid that its key has there."""
@@ -283,7 +290,7 @@ class _Walk:
             if not rank:
                 self.ideal._sums[place] = sums.matrix_sums(weight, None, lo=lo, hi=hi)
             else:
-                places = {n: _each(given[n], rank) * (2 if n == "padding" else 1) for n in ("stride", "padding", "dilation")}
+                places = {n: per_axis(given[n], rank) * (2 if n == "padding" else 1) for n in ("stride", "padding", "dilation")}
                 self.ideal._sums[place] = sums.convolution_sums(
                     weight, None, lo=lo, hi=hi, groups=int(given["groups"]), **places
                 )
@@ -291,13 +298,8 @@ class _Walk:
 
 
 def _operand(ideal: Ideal, node: fx.Node) -> fx.Node:
-    """The first operand that is no constant, below its own codes."""
+    """The first operand that is no constant: the value itself, or what decodes its codes."""
     return next(n for n in node.all_input_nodes if not is_constant(ideal.a.graph, n))
-
-
-def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    several = tuple(int(n) for n in value) if isinstance(value, list | tuple) else (int(value),)  # type: ignore[arg-type]
-    return several * rank if len(several) == 1 else several
 
 
 def _linear(node: fx.Node) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -309,6 +311,3 @@ def _linear(node: fx.Node) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     rest = [given[n] for n in ("stride", "padding", "dilation", "groups")]
     convolve = {"1": F.conv1d, "2": F.conv2d, "3": F.conv3d}[rank]
     return lambda x, w, b: convolve(x, w, b, *rest)
-
-
-__all__ = ["PARTS", "Found", "Ideal", "Known", "Parts", "evaluate", "ideal", "magnitude", "same_steps"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exactq.difference.ideal import Ideal
-from exactq.difference.sides import Side, decoded
+from exactq.difference.sides import Side, decoded, encoded
 from exactq.graphs.qdq import REAL
 from exactq.numerics.formats import Grid
 from exactq.traces import Program, Trace, walk
@@ -32,8 +32,12 @@ def reals(s: Side, key: str, seen: Trace) -> Tensor | None:
         value = seen.get(key + REAL)
     if value is None:
         return None
-    # What a module of somebody's shows as reals lies on its grid.
-    return value.double() if grid is None else decoded(torch.round(value.double() / grid.scale.double()) + grid.zero, grid)
+    exact = value.double()
+    if grid is None:
+        return exact
+    # A module shows the reals of its codes as float32 products; what lies beside the grid stays where it is.
+    nearest = torch.round(exact / grid.scale.double()) * grid.scale.double()
+    return torch.where((exact - nearest).abs() <= nearest.abs() * 2.0**-23, nearest, exact)
 
 
 def step_of(both: Ideal, key: str) -> float | None:
@@ -51,15 +55,18 @@ def compared(both: Ideal, key: str, value: Tensor) -> Tensor:
     if not known:
         return value.float().double()
     if len(known) == 1:
-        codes = torch.round(value / known[0].scale.double()).nan_to_num() + known[0].zero.double()
-        return decoded(codes.clamp(known[0].format.lo, known[0].format.hi), known[0])
-    return torch.round(value / known[0].scale.double()) * known[0].scale.double() if _nearly_same(*known) else value
+        return decoded(encoded(value, known[0]), known[0])
+    if not _nearly_same(*known):
+        return value
+    steps = value / known[0].scale.double()
+    near = torch.round(steps)  # what lies beside both grids stays where it is
+    return torch.where((steps - near).abs() < 2.0**-9, near * known[0].scale.double(), value)
 
 
 def _nearly_same(first: Grid, second: Grid) -> bool:
-    """Whether no code of one is as far as a thousandth of a step from the same code of the other."""
+    """Whether two grids differ, but no code of one is as far as a thousandth of a step from the same code of the other."""
     apart = abs(float(first.scale) / float(second.scale) - 1) * 2**first.format.bits
-    return int(first.zero) == int(second.zero) and first.format.signed == second.format.signed and apart < 2.0**-10
+    return int(first.zero) == int(second.zero) and first.format.signed == second.format.signed and 0 < apart < 2.0**-10
 
 
 def apart(first: Tensor, second: Tensor, step: float | None) -> Tensor:
@@ -78,7 +85,7 @@ def made_from(s: Side, key: str, batch: tuple[Tensor, ...], given: Mapping[str, 
         if name not in s.grids:
             preset[name] = value.float()
         elif name != key:
-            preset[s.step(name)] = _encoded(s.grids[name], value)
+            preset[s.step(name)] = encoded(value, s.grids[name]).to(s.grids[name].format.dtype)
     inputs = tuple(preset.get(name, x) for name, x in zip(program.inputs, batch, strict=True))
     if key in s.grids:
         return decoded(run_from(program, inputs, preset, s.step(key)), s.grids[key])
@@ -87,11 +94,6 @@ def made_from(s: Side, key: str, batch: tuple[Tensor, ...], given: Mapping[str, 
         return inputs[program.inputs.index(name)].double()
     made = {step.name for step in program.steps}
     return run_from(program, inputs, preset, name if name in made else key + REAL).double()
-
-
-def _encoded(grid: Grid, value: Tensor) -> Tensor:
-    codes = torch.round(value / grid.scale.double()) + grid.zero.double()
-    return codes.nan_to_num(nan=grid.format.lo).clamp(grid.format.lo, grid.format.hi).to(grid.format.dtype)
 
 
 def run_from(program: Program, inputs: Sequence[Tensor], preset: Mapping[str, Tensor], name: str) -> Tensor:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from exactq.difference.bounds import narrowed
 from exactq.difference.executions import Execution
 from exactq.graphs.graph import Graph, arguments, constant, op_name
-from exactq.graphs.programs import is_compute
 from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, makes_grid, read_dequantize, read_dynamic, read_quantize
 from exactq.kernels.accumulators import Kernel, Layer
 from exactq.kernels.anatomy import IntegerBias, Products
 from exactq.numerics.formats import Grid
+from exactq.targets.lowering import folded
+
+LAYERS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.linear")
+"""The operators whose sums are exact in integers; others are computed in float64 from what their operands decode to."""
 
 ROUNDS_BIAS = ("mlas", "qnnpack")
 """Libraries that add the bias as int32 to the accumulator; the others keep it real."""
 
 ACTIVATIONS = ("aten.relu", "aten.clamp")
+"""The operators that a kernel may leave to the end of its grid."""
 
 ZERO_INSIDE = (
     *(f"onednn.{name}" for name in ("conv", "conv_add", "linear", "qconv_pointwise", "qconv2d_pointwise", "qlinear_pointwise")),
@@ -106,7 +111,7 @@ def side(execution: Execution, graph: Graph, renames: Mapping[str, str]) -> Side
                     operand = made.source
                 if (read := read_key(graph, operand)) is not None:
                     reads[graph.name(node), values[read]] = read
-            if is_compute(node):
+            if op_name(node) in LAYERS:
                 given = arguments(node)
                 weights[graph.name(node)] = _weight(graph, given["weight"])
                 if (bias := given.get("bias")) is not None:
@@ -174,11 +179,10 @@ def operators(graph: Graph) -> dict[str, fx.Node]:
 
 def real(graph: Graph, node: fx.Node) -> Tensor:
     """The reals of a constant, float64: as it is, or decoded from its codes."""
-    grid, codes = _coded(graph, node)
-    if grid is None:
-        value = constant(graph.module, node)
-        return value.double() if value.is_floating_point() else value
-    return decoded(codes, grid)
+    if (found := folded(graph, node)) is not None:
+        return decoded(*found)
+    value = constant(graph.module, node)
+    return value.double() if value.is_floating_point() else value
 
 
 def decoded(codes: Tensor, grid: Grid) -> Tensor:
@@ -186,33 +190,23 @@ def decoded(codes: Tensor, grid: Grid) -> Tensor:
     return (codes.double() - grid.zero.double()) * grid.scale.double()
 
 
+def encoded(value: Tensor, grid: Grid) -> Tensor:
+    """The nearest codes of reals, ties to even before the zero is added, clamped; float64. NaN has the lowest code."""
+    codes = torch.round(value / grid.scale.double()) + grid.zero.double()
+    return codes.nan_to_num(nan=grid.format.lo).clamp(grid.format.lo, grid.format.hi)
+
+
 def is_constant(graph: Graph, node: fx.Node) -> bool:
     """Whether a node's value comes from a constant alone."""
-    return node.op == "get_attr" or _coded(graph, node)[0] is not None
-
-
-def _coded(graph: Graph, node: fx.Node) -> tuple[Grid | None, Tensor]:
-    empty = (None, None)
-    dq = read_dequantize(graph, node) if node.op == "call_function" else None
-    if dq is None:
-        return empty  # type: ignore[return-value]
-    if dq.source.op == "get_attr":
-        return dq.grid, constant(graph.module, dq.source)
-    q = read_quantize(graph, dq.source)
-    if q is None or q.source.op != "get_attr":
-        return empty  # type: ignore[return-value]
-    return q.grid, q.grid.encode(constant(graph.module, q.source))
+    return node.op == "get_attr" or folded(graph, node) is not None
 
 
 def _weight(graph: Graph, node: fx.Node) -> Weight:
-    grid, codes = _coded(graph, node)
-    if grid is None:
+    if (found := folded(graph, node)) is None:
         return Weight(constant(graph.module, node).double(), None)
+    codes, grid = found
     channels = codes.shape[0]
     scale = grid.scale.double().flatten()
     if grid.scale.numel() not in (1, channels) or (grid.scale.ndim and grid.scale.shape[0] not in (1, channels)):
         return Weight(decoded(codes, grid), None)  # blocks: a sum of codes has no one scale
     return Weight(codes.double() - grid.zero.double(), scale.expand(channels) if scale.numel() == 1 else scale)
-
-
-__all__ = ["Side", "Weight", "decoded", "is_constant", "op_name", "operators", "read_key", "real", "side"]

@@ -38,12 +38,16 @@ class Share:
 
 @dataclass
 class Tally:
-    """All that was counted: by tensor, by cause, elements that part given equal values, and elements of the outputs."""
+    """All that was counted: by tensor, by cause, elements that part given equal values, and elements of the outputs.
+
+    `unseen`: keys that could not be compared -> the execution that does not show them.
+    """
 
     places: dict[str, Place]
     causes: dict[Cause, Share] = field(default_factory=dict)
     differing: int = 0
     outputs: int = 0
+    unseen: dict[str, str] = field(default_factory=dict)
 
     def moved(self, cause: Cause) -> int:
         """How many elements a cause moves."""
@@ -97,4 +101,4 @@ def findings(both: Ideal, done: int, tally: Tally, together: Mapping[Cause, int]
     ]
     causes.sort(key=lambda c: -c.share)
     first = next((t.name for t in tensors if t.given_equal), None)
-    return Diff(both.a.execution.name, both.b.execution.name, done, first, tuple(causes), tensors)
+    return Diff(both.a.execution.name, both.b.execution.name, done, first, tuple(causes), tensors, dict(tally.unseen))
