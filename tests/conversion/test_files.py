@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tests.difference.planted import inputs, made
+from tests.targets.networks import WHOLE, Example, batch, quantized
 
 import exactq
-from exactq.conversion.files import open_file
+from exactq.conversion.files import alone, open_file
 from exactq.errors import ModelError
+from exactq.explanation import explain_biases
+from exactq.plans.plan import Fused
 from exactq.quantized import Quantized
 from exactq.traces import trace
 
@@ -61,3 +64,24 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     floats.write_bytes(made().target.emit(made().float_graph))
     with pytest.raises(ModelError, match="no value of the model has codes"):
         open_file(floats)
+
+
+SHORT = [(example, target, "w8a8") for example in WHOLE for target in ("fbgemm", "qnnpack", "onednn")]
+SHORT += [(WHOLE[0], "fbgemm", "dynamic")]
+
+
+@pytest.mark.parametrize(("example", "target", "recipe"), [pytest.param(*c, id=f"{c[0].name}-{c[1]}-{c[2]}") for c in SHORT])
+def test_a_file_tells_as_much_as_the_plan_it_came_from(example: Example, target: str, recipe: str) -> None:
+    known = quantized(example, target=target, recipe=recipe)
+    reads = known.target.reads
+    assert reads is not None
+    again = alone(reads(known.artifact()), target=target, isa=known.plan.isa, by="by the file")
+    x = batch(example, 2, 9)
+    first, second = (trace(q.program(), x) for q in (known, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again.coverage() == known.coverage()
+    assert [layer.node for layer in explain_biases(again).layers] == [layer.node for layer in explain_biases(known).layers]
+    fused = {name: slot.into for name, slot in known.plan.slots.items() if isinstance(slot, Fused)}
+    assert {name: slot.into for name, slot in again.plan.slots.items() if isinstance(slot, Fused)} == fused
+    assert [str(edge) for edge in again.plan.edges] == [str(edge) for edge in known.plan.edges]

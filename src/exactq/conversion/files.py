@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from exactq.conversion.given import RECIPE
 from exactq.errors import ModelError, TargetError, UsageError
 from exactq.graphs.graph import Edit, Graph, arguments, op_name
 from exactq.graphs.programs import COMPUTE
-from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, REAL, read_dequantize, read_quantize
+from exactq.graphs.qdq import CODES, DEQUANTIZE, QUANTIZE, read_dequantize, read_dynamic, read_quantize
 from exactq.numerics.formats import INT32, Grid
-from exactq.plans.plan import Fixed, FixedChannels, Float, Fused, Plan, Product, Slot
+from exactq.plans.plan import Dynamic, Edge, Fixed, FixedChannels, Float, Fused, Plan, Product, Slot
 from exactq.quantized import Quantized
 from exactq.targets import TARGETS
 
@@ -48,23 +51,34 @@ def alone(graph: Graph, *, target: str, isa: str, by: str) -> Quantized:
     """
     grids: dict[str, tuple[Grid, int | None]] = {}
     biases: dict[str, tuple[str, str]] = {}
+    edges: dict[Edge, Slot] = {}
     edit = Edit(graph)
     mine = {edit.value(n): n for n in edit}
     for node in graph.calls:
         if node.target in DEQUANTIZE:
             _decode(graph, edit, node, mine, grids)
+        elif (made := read_dynamic(node)) is not None:
+            slot = Dynamic(made.format, f"at run time, asked for {by}", made.reduce_range)
+            edges |= {Edge(_constant(graph, made.source), graph.name(reader)): slot for reader in node.users}
+            mine[graph.name(node)].replace_all_uses_with(mine[graph.name(made.source)])
     for node in graph.calls:
         if (q := read_quantize(graph, node)) is not None and q.source.op != "get_attr":
-            grids[graph.name(q.source)] = q.grid, None
+            value, _, reader = graph.name(node).removesuffix(CODES).partition("@")
+            if reader:
+                edges[Edge(value, reader)] = _fixed(q.grid, by)
+            else:
+                grids[value] = q.grid, None
         elif op_name(node).removeprefix("aten.") in COMPUTE:
             given = arguments(node)
             if (bias := given.get("bias")) is not None and (name := _constant(graph, bias)) in grids:
-                biases[name] = _read(graph, node.args[0]), _constant(graph, given["weight"])
+                biases[name] = _constant(graph, node.args[0]), _constant(graph, given["weight"])
     float_graph = edit.freeze()
     if not grids:
         raise ModelError("no value of the model has codes: nothing in it is quantized")
-    slots = {graph_name: _slot(float_graph, graph_name, grids, biases, by) for graph_name in map(float_graph.name, float_graph)}
-    return Quantized(float_graph, graph, Plan(target, isa, RECIPE, slots))
+    steps = TARGETS[target].lower(graph, isa).steps
+    into = {name: behind for step in steps for name, behind in pairwise(step.covers)}
+    slots = {name: _slot(name, grids, biases, into, by) for name in map(float_graph.name, float_graph)}
+    return Quantized(float_graph, graph, Plan(target, isa, RECIPE, slots, edges))
 
 
 def _decode(
@@ -86,35 +100,32 @@ def _decode(
     mine[graph.name(node)].replace_all_uses_with(own)
 
 
-def _constant(graph: Graph, node: fx.Node) -> str:
-    """The name of the constant behind its own codes."""
+def _constant(graph: Graph, node: Any) -> str:
+    """The name of the value behind its own codes."""
     while node.target in QUANTIZE or node.target in DEQUANTIZE:
         node = node.all_input_nodes[0]
     return graph.name(node).removesuffix(CODES)
 
 
-def _read(graph: Graph, node: object) -> str:
-    """The name of the value that a layer reads."""
-    assert isinstance(node, fx.Node)
-    return _constant(graph, node).removesuffix(REAL)
-
-
 def _slot(
-    graph: Graph, name: str, grids: dict[str, tuple[Grid, int | None]], biases: dict[str, tuple[str, str]], by: str
+    name: str,
+    grids: Mapping[str, tuple[Grid, int | None]],
+    biases: Mapping[str, tuple[str, str]],
+    into: Mapping[str, str],
+    by: str,
 ) -> Slot:
     if name in biases:
         return Product(biases[name], INT32, f"its codes are given {by}")
     if name in grids:
         grid, axis = grids[name]
         if axis is None:
-            return Fixed(grid.format, float(grid.scale), int(grid.zero), f"its grid is given {by}")
-        scales, zeros = (tuple(_numbers(t)) for t in (grid.scale, grid.zero))
-        return FixedChannels(grid.format, scales, tuple(int(z) for z in zeros), axis, f"its grid is given {by}")
-    users = [user for user in graph.node(name).users if user.op != "output"]
-    if len(users) == 1 and op_name(users[0]) in ("aten.relu", "aten.clamp") and graph.name(users[0]) in grids:
-        return Fused(graph.name(users[0]), "the activation behind it has the codes")
+            return _fixed(grid, by)
+        scales, zeros = grid.scale.flatten().tolist(), grid.zero.flatten().tolist()
+        return FixedChannels(grid.format, tuple(scales), tuple(zeros), axis, f"its grid is given {by}")
+    if name in into:
+        return Fused(into[name], "the same kernel makes both")
     return Float(f"no codes are given {by}")
 
 
-def _numbers(values: Tensor) -> list[float]:
-    return [float(v) for v in values.flatten()]
+def _fixed(grid: Grid, by: str) -> Fixed:
+    return Fixed(grid.format, float(grid.scale), int(grid.zero), f"its grid is given {by}")
